@@ -9,7 +9,7 @@ from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import TransformerManager
 
 from fidle_utils.ranks import RankError, output
-from fidle_utils.ranks.cell import Failure, _cause_of_death, _line_of_cell
+from fidle_utils.ranks.report import Failure, cause_of_death, place_of_error
 from fidle_utils.ranks.link import BUSY, DEAD, IDLE
 from fidle_utils.ranks.locate import Place, explain, names, parse
 from fidle_utils.ranks.magics import RanksMagics, _parse_ranks
@@ -169,24 +169,35 @@ def test_explain_says_what_every_rank_does():
 # How ranks fail
 
 
-def test_line_of_cell_is_the_innermost():
+def test_place_of_error_is_the_innermost_line_of_a_cell():
     old = "File /tmp/ipykernel_1/2.py:4, in f(x)\n"
-    assert _line_of_cell("Cell In[3], line 9\n" + "File /env/torch/nn.py:12\nCell In[2], line 4, in f()") == 4
-    assert _line_of_cell("\x1b[36mCell\x1b[39m\x1b[36m In[3]\x1b[39m\x1b[32m, line 9\x1b[39m") == 9
-    assert _line_of_cell("Cell In[3], line 9\n" + old) == 4
-    assert _line_of_cell("File /env/torch/nn.py:12") is None
+    deeper = "Cell In[3], line 9\nFile /env/torch/nn.py:12\nCell In[2], line 4, in f()"
+    assert place_of_error(deeper) == Place(4, None)
+    assert place_of_error("\x1b[36mCell\x1b[39m In[3]\x1b[32m, line 9\x1b[39m") == Place(9, None)
+    assert place_of_error("Cell In[3], line 9\n" + old) == Place(4, None)
+    assert place_of_error("File /env/torch/nn.py:12") is None
+
+
+def test_place_of_error_names_what_the_cell_called():
+    library = "/env/torch/distributed"
+    inner = f"File {library}/c10d_logger.py:83, in _exception_logger.<locals>.wrapper(*args)\n"
+    called = f"File {library}/distributed_c10d.py:3252, in all_reduce(tensor, op)\n"
+    assert place_of_error("Cell In[3], line 9\n" + inner + called + inner) == Place(9, "all_reduce")
+    engine = "File /env/torch/autograd/graph.py:829, in _engine_run_backward(t_outputs)\n"
+    assert place_of_error("Cell In[3], line 2\n" + engine) == Place(2, "backward")
 
 
 def test_cause_of_death():
-    assert _cause_of_death(0, "")[0] == "exit code 0"
-    assert "memory" in _cause_of_death(-signal.SIGKILL, "")[1]
-    how, why = _cause_of_death(-signal.SIGABRT, "gloo::EnforceNotMet\n what(): [enforce fail at …")
+    assert cause_of_death(0, "")[0] == "exit code 0"
+    assert "memory" in cause_of_death(-signal.SIGKILL, "")[1]
+    how, why = cause_of_death(-signal.SIGABRT, "gloo::EnforceNotMet\n what(): [enforce fail at …")
     assert how == "SIGABRT" and "different shapes or dtypes" in why
-    assert "different" not in _cause_of_death(-signal.SIGABRT, "double free")[1]
+    assert "different" not in cause_of_death(-signal.SIGABRT, "double free")[1]
 
 
 def test_rank_error_carries_the_first_failure_and_shows_its_traceback_once():
-    failures = [Failure(2, "ValueError", "wrong", 7, "the traceback"), Failure(3, "ValueError", "wrong", 7)]
+    at = Place(7, None)
+    failures = [Failure(2, "ValueError", "wrong", at, "the traceback"), Failure(3, "ValueError", "wrong", at)]
     error = RankError(["ranks 2, 3: ValueError on line 7: wrong"], failures, ["→ go on"])
     assert (error.rank, error.line, error.ename, error.evalue) == (2, 7, "ValueError", "wrong")
     shown = "\n".join(error._render_traceback_())

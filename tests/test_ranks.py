@@ -411,6 +411,13 @@ def test_two_hundred_thousand_lines_a_rank(group, capsys):
     assert seconds < 100  # a guard against quadratic work only: two cores, and a test beside this one
 
 
+def test_no_message_of_a_burst_is_dropped(group):
+    """Each flushed line is a message of its own; ZeroMQ drops what exceeds its default of 1000 in a queue."""
+    group.cell("for number in range(5_000):\n    print(number, flush=True)", timeout=100)
+    for text in group.outputs:
+        assert text == "".join(f"{number}\n" for number in range(5_000))
+
+
 def test_progress_bars_do_not_interleave(group, capsys):
     group.cell(
         cell(

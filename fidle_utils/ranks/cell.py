@@ -1,47 +1,20 @@
 """One cell on many ranks: its output while it runs, and order restored when it fails, hangs or is stopped."""
 
-import re
 import signal
 import threading
 import time
-from dataclasses import dataclass
 
 import zmq
 
 from fidle_utils.ranks.link import BUSY, DEAD, VALUE
-from fidle_utils.ranks.locate import HangWatch, explain, last_place, locate, names
+from fidle_utils.ranks.locate import HangWatch, explain, last_place, locate
 from fidle_utils.ranks.output import CellOutput, pass_on
+from fidle_utils.ranks.report import Failure, cause_of_death, place_of_error
 
 GRACE_SECONDS = 0.5  # after the first failure, for ranks that are about to fail or finish by themselves
 INSIST_SECONDS = 1.0  # after the first attempt to free a rank, the next one
 KILL_SECONDS = 2.0  # after the first attempt, ranks that are still in the cell are replaced
 GIVE_UP_SECONDS = 10.0  # after the first attempt, all that still work
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_CONNECTION = re.compile(
-    r"[Cc]onnection (was )?(likely )?(closed|reset)|closed by peer|Broken pipe|recvBytes|NCCL .*abort"
-)
-
-
-@dataclass
-class Failure:
-    """How one rank failed. `line` is the line of the cell, None when it is not known."""
-
-    rank: int
-    ename: str
-    evalue: str
-    line: int | None
-    traceback: str = ""
-
-    @property
-    def is_a_consequence(self):
-        """True if the rank only lost its connection because another one failed or was freed."""
-        return bool(_CONNECTION.search(self.evalue)) or self.ename == "KeyboardInterrupt"
-
-    @property
-    def title(self):
-        where = f" on line {self.line}" if self.line else ""
-        first_line = self.evalue.strip().partition("\n")[0]
-        return f"{self.ename}{where}: {first_line}".rstrip(": ")
 
 
 class CellRun:
@@ -122,8 +95,9 @@ class CellRun:
             self.output.clear(rank)
         elif kind == "error":
             traceback = "\n".join(content["traceback"])
-            line = _line_of_cell(traceback)
-            self.failures[rank] = Failure(rank, content["ename"], content["evalue"], line, traceback)
+            self.failures[rank] = Failure(
+                rank, content["ename"], content["evalue"], place_of_error(traceback), traceback
+            )
             self._last_change = time.monotonic()
         elif kind.startswith("comm_"):
             self._comm(link, message)
@@ -144,9 +118,9 @@ class CellRun:
         if last_words:
             self.output.write(link.rank, last_words)
         link.died(exit_code)
-        how, why = _cause_of_death(exit_code, last_words)
+        how, why = cause_of_death(exit_code, last_words)
         place = last_place(link, self.source) if exit_code < 0 else None
-        self.failures[link.rank] = Failure(link.rank, f"died ({how})", why, place and place.line)
+        self.failures[link.rank] = Failure(link.rank, f"died ({how})", why, place)
         self._last_change = time.monotonic()
 
     # What to do about it
@@ -169,10 +143,9 @@ class CellRun:
             self.hang = explain(self.places, self.links)
             self.freed = [link.rank for link in busy]
             self._rescue_since = now
-            self._free(busy)
+            self._free(busy, self.places)
         elif self._rescue_step == 1 and now - self._rescue_since > INSIST_SECONDS:
-            self.places |= locate(busy, self.source)
-            self._free(busy, insist=True)
+            self._free(busy, locate(busy, self.source), insist=True)
         elif self._rescue_step == 2 and now - self._rescue_since > KILL_SECONDS:
             self._kill([link for link in busy if self._is_stuck(link)])
             self._rescue_step = 3
@@ -190,15 +163,15 @@ class CellRun:
                 self.replaced.append(link.rank)
                 link.signal(signal.SIGKILL)
 
-    def _free(self, busy, insist=False):
+    def _free(self, busy, places, insist=False):
         """Interrupt ranks that compute; cut the connections of all if one waits for another."""
         self._rescue_step += 1
         for link in busy:
-            place = self.places.get(link.rank)
+            place = places.get(link.rank)
             # One that waits is freed by its connections; one outside the cell is about to say what it raised.
             if place is None or (place.line is not None and (insist or not place.waits_in)):
                 link.signal(signal.SIGINT)
-        waiting = any(self.places.get(link.rank) is None or self.places[link.rank].waits_in for link in busy)
+        waiting = any(places.get(link.rank) is None or places[link.rank].waits_in for link in busy)
         if (waiting or insist) and not self.disconnected:
             self.disconnected = True
             for link in self.server.links:
@@ -215,53 +188,7 @@ class CellRun:
             note = "Press the stop button to free them; their variables are kept."
             if self.timeout is not None:
                 note = f"They are freed when {self.timeout:g} s are over."
-            print(f"⏳ This looks like a hang: {explain(places, self.links)}.\n   {note}", flush=True)
-
-    # What is said in the end
-
-    @property
-    def primary(self):
-        """The failures that caused the others, earliest first."""
-        causes = [failure for failure in self.failures.values() if not failure.is_a_consequence]
-        return causes or list(self.failures.values())
-
-    def report(self):
-        """What every rank did, a few lines; empty if the cell succeeded."""
-        lines, told = [], set()
-        if self.stopped or self.timed_out:
-            lines.append(
-                ("stopped" if self.stopped else f"timed out after {self.timeout:g} s") + f": {self.hang}"
-            )
-            told |= {rank for rank, failure in self.failures.items() if failure.is_a_consequence}
-        groups = {}
-        for failure in self.primary:
-            if failure.rank not in told:
-                groups.setdefault(failure.title, []).append(failure.rank)
-        for title, ranks in groups.items():
-            lines.append(f"{names(ranks)}: {title}")
-            told |= set(ranks)
-        if not (self.stopped or self.timed_out):
-            lines += self._report_others(told)
-        return lines
-
-    def _report_others(self, told):
-        lines, groups = [], {}
-        for link in self.links:
-            if link.rank in told:
-                continue
-            failure, place = self.failures.get(link.rank), self.places.get(link.rank)
-            if place is not None and place.line is not None:
-                did = ("was waiting in " if place.waits_in else "was ") + str(place)
-            elif failure is not None:
-                did = f"{'lost its connection' if failure.is_a_consequence else failure.ename}"
-                did += f" on line {failure.line}" if failure.line else ""
-            else:
-                did = "finished the cell"
-            groups.setdefault(did, []).append(link.rank)
-        for did, ranks in groups.items():
-            did = did.replace("was ", "were ").replace("its", "their") if len(ranks) > 1 else did
-            lines.append(f"{names(ranks)}: {did}")
-        return lines
+            print(f"This looks like a hang: {explain(places, self.links)}.\n{note}", flush=True)
 
 
 class _stop_button:
@@ -278,24 +205,3 @@ class _stop_button:
     def __exit__(self, *_):
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
-
-
-def _line_of_cell(traceback):
-    """The last line of a cell that a traceback names."""
-    found = re.findall(r"(?:Cell In\[\d+\], line |ipykernel_\d+\S*\.py:)(\d+)", _ANSI.sub("", traceback))
-    return int(found[-1]) if found else None
-
-
-def _cause_of_death(exit_code, last_words):
-    """How a rank died, and why if that can be told."""
-    if exit_code >= 0:
-        return f"exit code {exit_code}", "os._exit, exit or quit was called"
-    name = signal.Signals(-exit_code).name
-    if "EnforceNotMet" in last_words or "enforce fail" in last_words:
-        return name, "ranks called one collective with different shapes or dtypes; gloo aborts then"
-    hints = {
-        "SIGKILL": "killed from outside, for lack of memory perhaps",
-        "SIGABRT": "a library gave up; its last words are above",
-        "SIGSEGV": "a library wrote outside its memory",
-    }
-    return name, hints.get(name, "")

@@ -18,7 +18,7 @@ class RankError(RuntimeError):
     def _render_traceback_(self):
         """What IPython prints instead of the frames of our own code."""
         lines = [self.failures[0].traceback] if self.failures and self.failures[0].traceback else []
-        return [*lines, "", *(f"\x1b[31m{line}\x1b[0m" for line in self.report.splitlines()), *self.advice]
+        return [*lines, "", *(f"\x1b[1m{line}\x1b[0m" for line in self.report.splitlines()), *self.advice]
 
 
 class RanksStopped(KeyboardInterrupt):

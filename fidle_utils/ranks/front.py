@@ -13,6 +13,7 @@ from fidle_utils.ranks.errors import RankError, RanksStopped
 from fidle_utils.ranks.group import IN_RANK, Group
 from fidle_utils.ranks.link import DEAD
 from fidle_utils.ranks.locate import locate, names
+from fidle_utils.ranks.report import causes, report
 
 
 class Ranks(Group):
@@ -39,7 +40,7 @@ class Ranks(Group):
             if timeline:
                 self._quietly("timeline_start()", links, values=False)
             run = CellRun(links, self._server, timeout=timeout)
-            run.run(source, execution_count=_execution_count())
+            run.run(source, execution_count=execution_count())
             entry.echoed = run.echoed
             self._finish(run)
             entry.failed = False
@@ -88,7 +89,7 @@ class Ranks(Group):
         run = CellRun(links, self._server, quiet=True)
         run.run(f"{IN_RANK}.{call.format(key=0)}")
         for failure in run.failures.values():  # of our own code: the message says it all
-            failure.line, failure.traceback = None, ""
+            failure.place, failure.traceback = None, ""
         self._finish(run, keep_outputs=False)
         return [pickle.loads(run.values[link.rank]) for link in links] if values else None
 
@@ -119,12 +120,12 @@ class Ranks(Group):
             self.outputs = run.output.outputs
         if not (run.failures or run.stopped or run.timed_out):
             return
-        report = run.report()
+        lines = report(run)
         advice = self._repair(run.disconnected)
-        failures = [failure for failure in run.primary if not (failure.is_a_consequence and run.hang)]
+        failures = [failure for failure in causes(run) if not (failure.is_a_consequence and run.hang)]
         if run.stopped:
-            raise RanksStopped(report, advice)
-        raise RankError(report, failures, advice)
+            raise RanksStopped(lines, advice)
+        raise RankError(lines, failures, advice)
 
     def script(self, name="train.py"):
         """The cells run so far as a script for torchrun, and a sentence on what was left out."""
@@ -190,6 +191,7 @@ def _source(function):
     return (path, linecache.getlines(path)) if "ipykernel_" in path else None
 
 
-def _execution_count():
+def execution_count():
+    """The number of the notebook's cell that runs now, None outside of a notebook."""
     shell = get_ipython()
-    return shell.execution_count if shell is not None else None
+    return len(shell.user_ns["In"]) - 1 if shell is not None else None

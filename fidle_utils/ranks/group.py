@@ -15,8 +15,9 @@ from fidle_utils.ranks.launch import ServerProcess, new_store, rank_settings
 from fidle_utils.ranks.link import DEAD
 from fidle_utils.ranks.locate import names
 from fidle_utils.ranks.placement import place
+from fidle_utils.ranks.report import causes, report
 
-IN_RANK = '__import__("fidle_utils.ranks.process", fromlist=["process"])'  # how a cell calls our code there
+IN_RANK = '__import__("fidle_utils.ranks.calls", fromlist=["calls"])'  # how a cell calls our code there
 
 
 class Group:
@@ -125,8 +126,9 @@ class Group:
         for link in self._links:
             link.told_to_disconnect = False
         if run.failures or run.timed_out:
-            report = ["the ranks could not be connected: try %ranks restart", *run.report()]
-            raise RankError(report, run.primary)
+            raise RankError(
+                ["the ranks could not be connected: try %ranks restart", *report(run)], causes(run)
+            )
         return sorted(set().union(*(pickle.loads(names) for names in run.values.values())))
 
     def _await_welcome(self, patience):

@@ -12,7 +12,7 @@ from fidle_utils.ranks.link import BUSY, DEAD, IDLE
 
 FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)$')
 # Frames of torch.distributed that only pass a call on.
-_INNER = {"wrapper", "_wait_for_all", "inner", "wrapped_func"}
+INNER = {"wrapper", "_wait_for_all", "inner", "wrapped_func"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def parse(stack, source=""):
             if waits_in is None and text and ".wait(" in text[0]:
                 waits_in = "wait()"
             return Place(line, waits_in)
-        if f"torch{os.sep}distributed{os.sep}" in path and name not in _INNER:
+        if f"torch{os.sep}distributed{os.sep}" in path and name not in INNER:
             waits_in = name  # the last one seen is the one that the cell called
         elif name == "_engine_run_backward":
             waits_in = "backward"  # hooks of DDP and others reduce gradients in there

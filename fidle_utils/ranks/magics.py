@@ -11,8 +11,10 @@ import traceback
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
-from fidle_utils.ranks.cell import Failure
 from fidle_utils.ranks.errors import RankError
+from fidle_utils.ranks.front import execution_count
+from fidle_utils.ranks.locate import Place
+from fidle_utils.ranks.report import Failure
 
 WORDS = ("restart", "stop", "export")
 
@@ -128,10 +130,10 @@ class RanksMagics(Magics):
         """Raise RankError here, before any rank sees the cell, if it is not Python."""
         try:
             code = self.shell.transform_cell(source)
-            compile(code, f"Cell In[{self.shell.execution_count}]", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            compile(code, f"Cell In[{execution_count()}]", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         except SyntaxError as error:
             text = "".join(traceback.format_exception_only(error)).rstrip()
-            failure = Failure(None, type(error).__name__, error.msg, error.lineno, text)
+            failure = Failure(None, type(error).__name__, error.msg, Place(error.lineno, None), text)
             report = [f"{type(error).__name__} on line {error.lineno}: no rank has run this cell"]
             raise RankError(report, [failure]) from None
 
