@@ -12,10 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DIRECT = [
-    Requirement(line)
-    for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-]
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]]
 
 
 def project_files() -> list[Path]:
@@ -24,7 +21,10 @@ def project_files() -> list[Path]:
         pytest.skip("not a git clone: nothing says which files belong to the project")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
@@ -92,8 +92,18 @@ def test_one_version():
 
 def test_no_file_needs_what_a_clone_does_not_have():
     # Written in pieces, or this file would be the one that mentions them.
-    elsewhere = re.compile("|".join(["[.]{2}/" + "shared", "/work/" + "shared", "file:" + "//" + "/opt",
-                                     "--index" + "-url", "find" + "-links", "https?://[^ ]*/" + "simple"]))
+    elsewhere = re.compile(
+        "|".join(
+            [
+                "[.]{2}/" + "shared",
+                "/work/" + "shared",
+                "file:" + "//" + "/opt",
+                "--index" + "-url",
+                "find" + "-links",
+                "https?://[^ ]*/" + "simple",
+            ]
+        )
+    )
     pytorch_index = "extra-index" + "-url https://download.pytorch.org/whl/cpu"
     found = []
     for path in project_files():

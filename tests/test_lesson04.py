@@ -58,6 +58,7 @@ def test_the_ring_curve_is_the_formula():
 
 def test_a_first_figure_leaves_the_notebook_showing_the_next_ones():
     """A notebook's backend turns interactive drawing on while the first figure is made: that must last."""
+
     @plots.style.course_style()
     def first_figure():
         plt.ion()

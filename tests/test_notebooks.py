@@ -39,6 +39,7 @@ def stray_outputs(notebook):
 
 def differences(notebook, script):
     """What keeps the two halves of a pair from saying the same."""
+
     def gist(nb):
         return [
             (cell.cell_type, cell.source.strip("\n"), [cell.metadata.get(key) for key in KEPT_METADATA])
@@ -162,6 +163,7 @@ def test_checks_tell_a_stub_a_wrong_answer_and_a_solution_apart(path):
 
 # The checkers themselves, on a notebook doctored to be wrong.
 
+
 def sound_notebook():
     stub = {"tags": ["exercise"], "fidle": {"wrong": ["answer = 1"]}}
     solution = {"tags": ["solution"], "jupyter": {"source_hidden": True}}
@@ -190,12 +192,15 @@ def test_a_stray_output_and_a_stray_count_are_found():
     assert len(stray_outputs(notebook)) == 2
 
 
-@pytest.mark.parametrize("doctor", [
-    lambda cells: cells[1].update(source="%%ranks\nanswer = 3"),
-    lambda cells: cells[2].metadata.update(tags=[]),
-    lambda cells: cells[1].metadata.update(fidle={}),
-    lambda cells: cells.pop(),
-])
+@pytest.mark.parametrize(
+    "doctor",
+    [
+        lambda cells: cells[1].update(source="%%ranks\nanswer = 3"),
+        lambda cells: cells[2].metadata.update(tags=[]),
+        lambda cells: cells[1].metadata.update(fidle={}),
+        lambda cells: cells.pop(),
+    ],
+)
 def test_a_pair_out_of_step_is_found(doctor):
     notebook, script = sound_notebook(), sound_notebook()
     doctor(script.cells)
@@ -210,24 +215,30 @@ def test_magics_and_metadata_survive_the_way_to_the_script_and_back():
     assert not differences(notebook, jupytext.reads(script, fmt="py:percent", config=config))
 
 
-@pytest.mark.parametrize("doctor, complaint", [
-    (lambda cells: cells[0].update(source="# Lesson"), "opening"),
-    (lambda cells: cells[2].update(source="x = 1\n" * 26), "25 lines"),
-    (lambda cells: cells[0].update(source=cells[0].source + "\n```python\nx = 1\n```"), "fenced"),
-])
+@pytest.mark.parametrize(
+    "doctor, complaint",
+    [
+        (lambda cells: cells[0].update(source="# Lesson"), "opening"),
+        (lambda cells: cells[2].update(source="x = 1\n" * 26), "25 lines"),
+        (lambda cells: cells[0].update(source=cells[0].source + "\n```python\nx = 1\n```"), "fenced"),
+    ],
+)
 def test_bad_style_is_found(doctor, complaint):
     notebook = sound_notebook()
     doctor(notebook.cells)
     assert complaint in " ".join(bad_style(notebook))
 
 
-@pytest.mark.parametrize("doctor, complaint", [
-    (lambda cells: cells.pop(2), "no check"),
-    (lambda cells: cells.pop(3), "no solution"),
-    (lambda cells: cells.pop(1), "check without"),
-    (lambda cells: cells[1].update(source="answer = 2"), "complete"),
-    (lambda cells: cells[3].metadata.pop("jupyter"), "folded"),
-])
+@pytest.mark.parametrize(
+    "doctor, complaint",
+    [
+        (lambda cells: cells.pop(2), "no check"),
+        (lambda cells: cells.pop(3), "no solution"),
+        (lambda cells: cells.pop(1), "check without"),
+        (lambda cells: cells[1].update(source="answer = 2"), "complete"),
+        (lambda cells: cells[3].metadata.pop("jupyter"), "folded"),
+    ],
+)
 def test_an_exercise_that_is_not_whole_is_found(doctor, complaint):
     notebook = sound_notebook()
     doctor(notebook.cells)

@@ -9,12 +9,12 @@ from IPython.core.error import UsageError
 from IPython.core.inputtransformer2 import TransformerManager
 
 from fidle_utils.ranks import RankError, output
-from fidle_utils.ranks.report import Failure, cause_of_death, place_of_error
 from fidle_utils.ranks.link import BUSY, DEAD, IDLE
 from fidle_utils.ranks.locate import Place, explain, names, parse
 from fidle_utils.ranks.magics import RanksMagics, _parse_ranks
 from fidle_utils.ranks.output import FINAL_ROWS, CellOutput, Screen
 from fidle_utils.ranks.placement import place
+from fidle_utils.ranks.report import Failure, cause_of_death, place_of_error
 
 COLOR = "\x1b["
 

@@ -292,6 +292,17 @@ def test_nothing_outlives_the_kernel(tmp_path, how):
         notebook.close()
 
 
+def test_a_kernel_that_is_killed_while_the_server_starts(tmp_path):
+    """The server sees it in the middle of its imports, and leaves no directory."""
+    notebook = Notebook(tmp_path)
+    try:
+        pids, directory = footprint(notebook)
+        os.kill(notebook.pid, signal.SIGKILL)
+        assert gone(pids, seconds=FREED_SECONDS) == [] and not directory.exists()
+    finally:
+        notebook.close()
+
+
 # Headless
 
 

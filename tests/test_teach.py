@@ -104,7 +104,7 @@ class StubClass:
         return ...
 
 
-@pytest.mark.parametrize("answer", [stub, half_a_stub, StubClass, lambda x: ...], ids=lambda answer: answer.__name__)
+@pytest.mark.parametrize("answer", [stub, half_a_stub, StubClass, lambda x: ...], ids=lambda f: f.__name__)
 def test_a_function_still_to_write_is_to_do_and_not_called(verdict, answer):
     text = verdict(answer, lambda function: 1 / 0)
     assert text.startswith("… to do: complete `" + answer.__name__)

@@ -167,7 +167,9 @@ def plot_timeline(timeline, ax=None):
     for (rank, kind), group in events.groupby(["rank", "kind"]):
         low = rank + (0.05 if kind == "communication" else -0.4)
         spans = list(zip(group.start_ms, group.end_ms - group.start_ms, strict=True))
-        ax.broken_barh(spans, (low, 0.36), color=colors[kind], linewidth=0, label=kind)
+        # Two reductions may be under way at once: their edges show through.
+        look = {"alpha": 0.8, "edgecolor": "white", "linewidth": 0.8} if kind == "communication" else {}
+        ax.broken_barh(spans, (low, 0.36), facecolor=colors[kind], label=kind, **{"linewidth": 0, **look})
     handles = {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     shown = [kind for kind in KINDS_OF_WORK if kind in handles]
     ax.legend([handles[kind] for kind in shown], shown, loc="center left", bbox_to_anchor=(1, 0.5))

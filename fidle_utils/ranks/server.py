@@ -7,6 +7,7 @@ thread, so a fork is safe. Messages are tuples on a `multiprocessing.connection.
     server → notebook   ("ready", seconds) · ("started", rank, pid) · ("exited", rank, pid, status)
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection, wait
 
@@ -55,10 +57,11 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def serve(self):
+    def serve(self, start):
         """Obey the notebook until its end of the connection closes, however it closes."""
         useful = list(USEFUL) if self.fork else []
         try:
+            self.connection.send(("ready", time.perf_counter() - start))
             while True:
                 ready = wait([self.connection, self.wake_read], timeout=0.1 if useful else None)
                 if self.wake_read in ready:
@@ -146,6 +149,26 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _leaving_early(connection, directory):
+    """While imports take their seconds: end as soon as the notebook does. It says nothing before "ready"."""
+    over = threading.Event()
+
+    def watch():
+        while not over.is_set():
+            if connection.poll(0.1):
+                shutil.rmtree(directory, ignore_errors=True)
+                os._exit(1)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()  # there is one thread again: a fork is safe
+
+
 def warm(module):
     """Import one module if it is there; a rank can do without."""
     try:
@@ -192,13 +215,13 @@ def main():
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     server = Server(connection, directory, fork)
     if fork:
-        for module in NEEDED:
-            importlib.import_module(module)
-        _rehearse_a_traceback()
+        with _leaving_early(connection, directory):
+            for module in NEEDED:
+                importlib.import_module(module)
+            _rehearse_a_traceback()
         gc.collect()
         gc.freeze()
-    connection.send(("ready", time.perf_counter() - start))
-    server.serve()
+    server.serve(start)
 
 
 if __name__ == "__main__":

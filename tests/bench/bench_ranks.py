@@ -94,8 +94,8 @@ cluster = ipp.Cluster(n={RANKS}, log_level=50)
 client = cluster.start_and_connect_sync()
 view = client[:]
 for engine in client.ids:
-    client[engine].push(dict(settings=dict(RANK=str(engine), WORLD_SIZE="{RANKS}",
-                                           MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", OMP_NUM_THREADS="1")))
+    address = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", WORLD_SIZE="{RANKS}", OMP_NUM_THREADS="1")
+    client[engine].push(dict(settings=dict(address, RANK=str(engine))))
 view.execute("import os; os.environ.update(settings)", block=True)
 view.execute('''{INIT}''', block=True)
 """
