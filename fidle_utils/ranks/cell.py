@@ -6,11 +6,12 @@ import time
 
 import zmq
 
-from fidle_utils.ranks.link import BUSY, DEAD, VALUE
+from fidle_utils.ranks.link import BUSY, DEAD, VALUE, execute_request
 from fidle_utils.ranks.locate import HangWatch, explain, last_place, locate
 from fidle_utils.ranks.output import CellOutput, pass_on
 from fidle_utils.ranks.report import Failure, cause_of_death, place_of_error
 
+LOOK_SECONDS = 0.7  # between two looks for a hang
 GRACE_SECONDS = 0.5  # after the first failure, for ranks that are about to fail or finish by themselves
 INSIST_SECONDS = 1.0  # after the first attempt to free a rank, the next one
 KILL_SECONDS = 2.0  # after the first attempt, ranks that are still in the cell are replaced
@@ -37,8 +38,9 @@ class CellRun:
         """Execute `source` everywhere; returns when no rank works any more."""
         self.source = source
         self.watch = HangWatch(self.links, source)
+        request = execute_request(self.server.session, source, **options)
         for link in self.links:
-            link.execute(source, **options)
+            link.execute(request)
         started = self._last_change = time.monotonic()
         poller = zmq.Poller()
         for link in self.links:
@@ -48,16 +50,16 @@ class CellRun:
         looked = started
         with _stop_button(self._press_stop):
             while any(link.state == BUSY or self._condemned(link) for link in self.links):
-                poller.poll(50)
-                self._receive()
+                # Ranks that share two cores with the notebook lose time whenever it wakes up.
+                in_a_hurry = self.output.dirty or self._rescue_since is not None
+                self._receive(dict(poller.poll(50 if in_a_hurry else 250)))
                 now = time.monotonic()
                 self._decide(now - started, now)
-                if now - looked > 0.5 and self._rescue_since is None:
+                if now - looked > LOOK_SECONDS and self._rescue_since is None:
                     looked = now
                     self._look_for_a_hang()
                 if not self.quiet:
                     self.output.draw()
-            self._receive()
         self._read_errors()
         if not self.quiet:
             self.output.draw(final=True)
@@ -68,19 +70,22 @@ class CellRun:
 
     # What comes in
 
-    def _receive(self):
-        for rank, exit_code in self.server.exits():
-            link = self.by_rank.get(rank)
-            if link is not None:
+    def _receive(self, ready):
+        """Take in what has come on the sockets in `ready`."""
+        for link in self.links:
+            if link.iopub in ready or link.shell in ready:
+                before = link.state
                 for message in link.receive():
                     self._handle(link, message)
-                self._died(link, exit_code)
-        for link in self.links:
-            before = link.state
-            for message in link.receive():
-                self._handle(link, message)
-            if link.state != before:
-                self._last_change = time.monotonic()
+                if link.state != before:
+                    self._last_change = time.monotonic()
+        if self.server.fileno() in ready:
+            for rank, exit_code in self.server.exits():
+                link = self.by_rank.get(rank)
+                if link is not None:
+                    for message in link.receive():  # its last words
+                        self._handle(link, message)
+                    self._died(link, exit_code)
 
     def _handle(self, link, message):
         kind, content, rank = message["msg_type"], message["content"], link.rank

@@ -9,6 +9,8 @@ import tempfile
 import threading
 from multiprocessing import Pipe
 
+from jupyter_client.session import Session
+
 from fidle_utils.ranks.link import Link
 
 STORE_ADDRESS = "127.0.0.1"
@@ -25,6 +27,7 @@ class ServerProcess:
         self.directory = tempfile.mkdtemp(
             prefix="ranks-", dir=parent if len(parent) < LONGEST_DIRECTORY else "/tmp"
         )
+        self.session = Session(key=os.urandom(16).hex().encode())
         self.connection, theirs = Pipe()
         self.fork = sys.platform == "linux" and os.environ.get("RANKS_START") != "spawn"
         command = [sys.executable, "-m", "fidle_utils.ranks.server", str(theirs.fileno()), self.directory]
@@ -87,7 +90,7 @@ class ServerProcess:
 
     def start(self, rank, generation, settings, context):
         """Start the process of one rank; returns its Link."""
-        link = Link(rank, self.directory, generation, context)
+        link = Link(rank, self.directory, generation, context, self.session)
         settings = dict(settings, connection_file=link.connection_file, files=link.files)
         settings.update(ipython_dir=os.path.join(self.directory, "ipython"), path=sys.path, cwd=os.getcwd())
         self.wait_until(lambda: self._ready)

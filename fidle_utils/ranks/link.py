@@ -1,6 +1,5 @@
 """The notebook's end of one rank: four Jupyter channels over sockets that only this user can open."""
 
-import json
 import os
 import signal
 
@@ -13,6 +12,15 @@ DISCONNECT = signal.SIGUSR2
 IDLE, BUSY, DEAD = "idle", "busy", "dead"
 
 
+def execute_request(session, code, *, silent=False, execution_count=None):
+    """Make a cell to send to any number of ranks: (msg_id, frames)."""
+    content = dict(code=code, silent=silent, store_history=not silent)
+    content.update(user_expressions={}, allow_stdin=False, stop_on_error=True)
+    metadata = {"execution_count": execution_count} if execution_count else {}
+    message = session.msg("execute_request", content, metadata=metadata)
+    return message["header"]["msg_id"].encode(), session.serialize(message)
+
+
 class Link:
     """One rank as the notebook sees it.
 
@@ -20,7 +28,7 @@ class Link:
     (paths: `errors` has what it wrote to descriptor 2, `where` has its stack whenever it was asked for).
     """
 
-    def __init__(self, rank, directory, generation, context):
+    def __init__(self, rank, directory, generation, context, session):
         name = f"{rank}-{generation}"
         self.rank, self.pid, self.state, self.exit_code = rank, None, IDLE, None
         self.connection_file = os.path.join(directory, f"{name}.json")
@@ -29,35 +37,23 @@ class Link:
             os.close(os.open(path, os.O_CREAT | os.O_TRUNC, 0o600))
         ports = dict(shell_port=1, iopub_port=2, stdin_port=3, hb_port=4, control_port=5)
         path = os.path.join(directory, name)
-        write_connection_file(
-            self.connection_file, transport="ipc", ip=path, key=os.urandom(16).hex().encode(), **ports
-        )
-        self.client = KernelClient(context=context, connection_file=self.connection_file)
+        write_connection_file(self.connection_file, transport="ipc", ip=path, key=session.key, **ports)
+        self.session = session
+        self.client = KernelClient(context=context, session=session, connection_file=self.connection_file)
         self.client.load_connection_file()
-        self.session = self.client.session
         self.shell = self.client.connect_shell()
         self.iopub = self.client.connect_iopub()
         self.welcomed = self.told_to_disconnect = False
-        self.request, self.reply = None, None  # the msg_id of what it executes, and its answer
+        self.request = None  # the msg_id of what it executes
         self._replied = self._idle = False
         self._errors_read = 0
 
-    def execute(self, code, *, silent=False, execution_count=None):
-        """Send a cell; `receive` brings what it says."""
-        content = dict(
-            code=code,
-            silent=silent,
-            store_history=not silent,
-            user_expressions={},
-            allow_stdin=False,
-            stop_on_error=True,
-        )
-        metadata = {"execution_count": execution_count} if execution_count else {}
-        message = self.session.msg("execute_request", content, metadata=metadata)
-        self.request, self.state = message["header"]["msg_id"], BUSY
+    def execute(self, request):
+        """Send a cell that `execute_request` has made; `receive` brings what it says."""
+        self.request, frames = request
+        self.state = BUSY
         self._replied = self._idle = False
-        self.reply = None
-        self.session.send(self.shell, message)
+        self.shell.send_multipart(frames)
 
     def push(self, key, data):
         """Send bytes, which the rank keeps under `key` until it is told what to do with them."""
@@ -65,24 +61,34 @@ class Link:
         self.session.send(self.shell, "comm_open", content, buffers=[data])
 
     def receive(self):
-        """Yield the messages that have come from the rank; afterwards `state` says whether it still works."""
+        """Yield the messages that have come from the rank; then `state` says whether it still works."""
         for socket in (self.iopub, self.shell):
             while True:
                 try:
-                    _, message = self.session.recv(socket, zmq.NOBLOCK)
-                except (ValueError, json.JSONDecodeError):  # cut off by the death of the rank
-                    continue
-                if message is None:
+                    topics, parts = self.session.feed_identities(socket.recv_multipart(zmq.NOBLOCK))
+                    if self._is_progress(topics, parts):
+                        continue
+                    yield self.session.deserialize(parts)
+                except zmq.Again:
                     break
-                mine = self.request is not None and message["parent_header"].get("msg_id") == self.request
-                if mine and message["msg_type"] == "execute_reply":
-                    self._replied, self.reply = True, message["content"]
-                elif mine and message["msg_type"] == "status":
-                    self._idle = self._idle or message["content"]["execution_state"] == "idle"
-                else:
-                    yield message
-                if mine and self._replied and self._idle and self.state == BUSY:
-                    self.state = IDLE
+                except (ValueError, IndexError):  # cut off by the death of the rank
+                    continue
+
+    def _is_progress(self, topics, parts):
+        """Take in that a request begins, ends or is answered, unread: most messages of a short cell are these.
+
+        The socket is ours alone, so the signature of what is not read need not be checked.
+        """
+        header, parent, content = parts[1], parts[2], parts[4]
+        answer = b'"execute_reply"' in header
+        if not answer and not (topics and topics[0].endswith((b".status", b".execute_input"))):
+            return False
+        if self.request is not None and self.request in parent:
+            self._replied = self._replied or answer
+            self._idle = self._idle or (not answer and b'"idle"' in content)
+            if self._replied and self._idle and self.state == BUSY:
+                self.state = IDLE
+        return True
 
     def new_errors(self):
         """What the rank has written to descriptor 2 since the last call (C++ messages, most of the time)."""

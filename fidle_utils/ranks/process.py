@@ -30,6 +30,7 @@ class RankStream(OutStream):
     """A stream of a rank. What libraries write to descriptor 2 goes to a file, which survives an abort."""
 
     _written_last = None
+    _unsent = False
 
     def __init__(self, session, pub_thread, name, **options):
         super().__init__(session, pub_thread, name, **options, watchfd=name == "stdout")
@@ -38,7 +39,13 @@ class RankStream(OutStream):
         other, RankStream._written_last = RankStream._written_last, self
         if other not in (self, None) and os.getpid() == self._master_pid:
             other.flush()  # stdout and stderr are shown together: keep their order
+        self._unsent = True
         return super().write(string)
+
+    def flush(self):
+        if self._unsent:  # the kernel flushes after every cell, and each time waits for another thread
+            self._unsent = False
+            super().flush()
 
 
 class RankKernel(IPythonKernel):

@@ -28,15 +28,19 @@ ALL_REDUCE = "x = torch.ones(1000)\ndist.all_reduce(x)"
 # A step computes and communicates; the loop times itself, so that start-up is not in it.
 TRAIN = f"""
 torch.manual_seed(0)
-model = torch.nn.Sequential(*[torch.nn.Linear(128, 128) for _ in range(4)])
-batch = torch.randn(64, 128)
+layers = [torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU()) for _ in range(4)]
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers))
+optimizer = torch.optim.AdamW(model.parameters())
+batch = torch.randn(256, 256)
+for step in range(5):  # the first steps import and allocate
+    model(batch).square().mean().backward()
+    optimizer.step()
 dist.barrier()
 start = time.perf_counter()
 for step in range({STEPS}):
-    model.zero_grad()
+    optimizer.zero_grad()
     model(batch).square().mean().backward()
-    for p in model.parameters():
-        dist.all_reduce(p.grad)
+    optimizer.step()
 dist.barrier()
 seconds = time.perf_counter() - start
 """
@@ -102,23 +106,23 @@ view.execute('''{INIT}''', block=True)
 STOP_IPYPARALLEL = "client.close()\ncluster.stop_cluster_sync()"
 
 
-def torchrun(script, tmp_path):
-    """Run a script with torchrun; returns (seconds of the whole, what it printed)."""
+def start_torchrun(script, tmp_path):
+    """Start torchrun on a script; its standard output is a pipe."""
     path = tmp_path / "script.py"
     path.write_text(script)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={RANKS}",
-        str(path),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    env = dict(os.environ, OMP_NUM_THREADS="1")
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen([*command, str(path)], stdout=pipe, stderr=null, text=True, env=env)
+
+
+def torchrun(script, tmp_path):
+    """Run a script with torchrun; returns (seconds of the whole, what it printed)."""
     start = time.perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"), check=True
-    )
-    return time.perf_counter() - start, done.stdout
+    process = start_torchrun(script, tmp_path)
+    printed, _ = process.communicate()
+    assert process.returncode == 0
+    return time.perf_counter() - start, printed
 
 
 def test_start_restart_and_one_cell(tmp_path):
@@ -188,23 +192,7 @@ def test_notebook_under_nbval(path):
 def _memory_under_torchrun(tmp_path):
     """PSS in MB of an idle rank of a script that has done the same."""
     script = f"{INIT}{ALL_REDUCE}\nprint(os.getpid(), flush=True)\ntime.sleep(30)\n"
-    path = tmp_path / "idle.py"
-    path.write_text(script)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={RANKS}",
-        str(path),
-    ]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-    )
+    process = start_torchrun(script, tmp_path)
     try:
         pids = [int(process.stdout.readline()) for _ in range(RANKS)]
         return statistics.median(_pss(pid) for pid in pids)
@@ -212,8 +200,7 @@ def _memory_under_torchrun(tmp_path):
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
 
 
 def _pss(pid):
