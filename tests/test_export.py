@@ -245,3 +245,13 @@ def test_torchrun_prints_what_the_cells_printed(tmp_path, monkeypatch, capsys):
     assert "never seen again" not in out
     assert len(lines(printed)) == 4 * 3 + 2 * 2 + 4 + 4
     assert lines(out) == lines(printed)
+
+
+def test_the_cell_that_starts_the_ranks_is_in_the_script():
+    """`%%ranks` before `%ranks N` starts ranks, and what is started anew forgets what ran before."""
+    group = Ranks()
+    try:
+        group.cell("first = 1")
+        assert "first = 1" in group.script()[0]
+    finally:
+        group.stop()

@@ -34,9 +34,9 @@ class Ranks(Group):
 
         `timeout` in seconds. `shown`: the cell as the learner wrote it, kept for `export`.
         """
-        entry = self.history.cell(shown if shown is not None else source, only)
         with _InUse(self):
             links = self._choose(only)
+            entry = self.history.cell(shown if shown is not None else source, only)
             if timeline:
                 self._quietly("timeline_start()", links, values=False)
             run = CellRun(links, self._server, timeout=timeout)
@@ -54,11 +54,11 @@ class Ranks(Group):
 
         The function may use `rank`, `device` and whatever `%%ranks` cells defined. Raises RankError.
         """
-        if not (name := getattr(function, "__name__", repr(function))).startswith("_"):
-            self.history.note(f"ranks.run({name}, …) ran here, from the notebook")
         data = _pickled(((function, args, kwargs), _source(function)), "the function or one of its arguments")
         with _InUse(self):
             links = self._choose(only)
+            if not (name := getattr(function, "__name__", repr(function))).startswith("_"):
+                self.history.note(f"ranks.run({name}, …) ran here, from the notebook")
             key = os.urandom(8).hex()
             for link in links:
                 link.push(key, data)
@@ -70,9 +70,9 @@ class Ranks(Group):
     def push(self, **values):
         """Set variables on every rank."""
         data = _pickled(values, "a value")
-        self.history.push(values)
         with _InUse(self):
             links = self._choose(None)
+            self.history.push(values)
             key = os.urandom(8).hex()
             for link in links:
                 link.push(key, data)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from multiprocessing import Pipe
 
 from jupyter_client.session import Session
@@ -76,9 +77,14 @@ class ServerProcess:
 
     def wait_until(self, happened):
         """Listen until `happened()`; raises RuntimeError with the server's last words if it dies."""
+        deadline = time.monotonic() + START_SECONDS
         try:
             while not happened():
-                self._listen(START_SECONDS)
+                self._listen(1.0)
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"ranks could not be started within {START_SECONDS} s: try %ranks restart"
+                    )
         except (EOFError, ConnectionError):
             with open(self.log) as log:
                 words = log.read().strip().splitlines()

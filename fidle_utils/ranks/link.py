@@ -75,7 +75,7 @@ class Link:
                     continue
 
     def _is_progress(self, topics, parts):
-        """Take in that a request begins, ends or is answered, unread: most messages of a short cell are these.
+        """Take in, unread, that a request begins, ends or is answered: most messages of a short cell do.
 
         The socket is ours alone, so the signature of what is not read need not be checked.
         """
