@@ -191,7 +191,7 @@ def test_notebook_under_nbval(path):
 
 def _memory_under_torchrun(tmp_path):
     """PSS in MB of an idle rank of a script that has done the same."""
-    script = f"{INIT}{ALL_REDUCE}\nprint(os.getpid(), flush=True)\ntime.sleep(30)\n"
+    script = f"{INIT}{ALL_REDUCE}\nos.write(1, b'%d\\n' % os.getpid())\ntime.sleep(30)\n"
     process = start_torchrun(script, tmp_path)
     try:
         pids = [int(process.stdout.readline()) for _ in range(RANKS)]
