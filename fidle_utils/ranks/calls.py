@@ -40,7 +40,7 @@ def connect(port, disconnected):
         sys.last_type = sys.last_value = sys.last_traceback = sys.last_exc = None
         gc.collect()  # frames of the failure hold the old group, its sockets and threads
     os.environ["MASTER_PORT"] = str(port)
-    send(0, [name for name, value in _namespace().items() if _talks(value)])
+    send([name for name, value in _namespace().items() if _talks(value)])
     exec(compile(PRELUDE, "prelude.py", "exec"), _namespace())
 
 
@@ -72,15 +72,15 @@ def call(key):
     finally:
         for name in added:  # a stale reference would keep tensors alive
             function.__globals__.pop(name, None)
-    send(key, result, f"the result of {getattr(function, '__name__', 'the function')}()")
+    send(result, f"the result of {getattr(function, '__name__', 'the function')}()")
 
 
-def fetch(key, name):
+def fetch(name):
     """Send the variable `name` to the notebook."""
     namespace = _namespace()
     if name not in namespace:
         raise NameError(f"name '{name}' is not defined")
-    send(key, namespace[name], f"{name!r}")
+    send(namespace[name], f"{name!r}")
 
 
 def timeline_start():
@@ -90,14 +90,14 @@ def timeline_start():
     timeline.record()
 
 
-def timeline_stop(key):
+def timeline_stop():
     """Send the events since `timeline_start`."""
     from fidle_utils.measure import timeline
 
-    send(key, timeline.collect())
+    send(timeline.collect())
 
 
-def send(key, value, what="the value"):
+def send(value, what="the value"):
     """Send one value to the notebook, tensors as CPU tensors. Raises TypeError if it cannot be pickled."""
     buffer = io.BytesIO()
     try:
@@ -106,7 +106,7 @@ def send(key, value, what="the value"):
         reason = str(error) or type(error).__name__
         hint = "Send numbers, tensors, arrays, lists or dicts of them"
         raise TypeError(f"{what} cannot be sent to the notebook ({reason}). {hint}") from None
-    create_comm(target_name=VALUE, data={"key": key}, buffers=[buffer.getvalue()]).close()
+    create_comm(target_name=VALUE, buffers=[buffer.getvalue()]).close()
 
 
 class _Pickler(cloudpickle.Pickler):

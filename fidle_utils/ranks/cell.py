@@ -26,7 +26,7 @@ class CellRun:
         self.by_rank = {link.rank: link for link in links}
         self.output = CellOutput(self.by_rank)
         self.failures, self.values, self.echoed = {}, {}, False
-        self.places, self.freed, self.replaced = {}, [], []
+        self.places, self.replaced = {}, []
         self.stopped = self.timed_out = self.disconnected = False
         self.hang = None
         self._own_comms = set()
@@ -146,7 +146,6 @@ class CellRun:
                 return
             self.places = locate(busy, self.source)
             self.hang = explain(self.places, self.links)
-            self.freed = [link.rank for link in busy]
             self._rescue_since = now
             self._free(busy, self.places)
         elif self._rescue_step == 1 and now - self._rescue_since > INSIST_SECONDS:

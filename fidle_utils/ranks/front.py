@@ -47,7 +47,7 @@ class Ranks(Group):
             if timeline:
                 from fidle_utils.measure.timeline import Timeline
 
-                self.timeline = Timeline.of_ranks(self._quietly("timeline_stop({key!r})", links))
+                self.timeline = Timeline.of_ranks(self._quietly("timeline_stop()", links))
 
     def run(self, function, *args, timeout=None, only=None, **kwargs):
         """Call `function(*args, **kwargs)` on every rank; returns the results, rank 0 first.
@@ -82,12 +82,12 @@ class Ranks(Group):
         if not isinstance(name, str) or not name.isidentifier():
             raise TypeError(f'ranks["name"] takes the name of a variable, not {name!r}')
         with _InUse(self):
-            return self._quietly(f"fetch({{key!r}}, {name!r})", self._choose(None))
+            return self._quietly(f"fetch({name!r})", self._choose(None))
 
     def _quietly(self, call, links, values=True):
-        """Run a function of `process` on `links`, showing nothing; returns what they sent."""
+        """Run a function of `calls` on `links`, showing nothing; returns what they sent."""
         run = CellRun(links, self._server, quiet=True)
-        run.run(f"{IN_RANK}.{call.format(key=0)}")
+        run.run(f"{IN_RANK}.{call}")
         for failure in run.failures.values():  # of our own code: the message says it all
             failure.place, failure.traceback = None, ""
         self._finish(run, keep_outputs=False)

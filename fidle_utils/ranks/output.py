@@ -83,9 +83,8 @@ class CellOutput:
         if get_ipython() is None or set(data) == {"text/plain"} and not name:
             self.write(rank, data.get("text/plain", "") + "\n")
         elif not update:
-            handle = _show(data, metadata)
+            self.handles[rank, name] = _show(data, metadata)
             self.items[rank].append((data, metadata, name))
-            self.handles[rank, name] = handle
         elif (rank, name) in self.handles:
             self.handles[rank, name].update(data, raw=True, metadata=metadata)
             self.items[rank] = [
@@ -126,7 +125,7 @@ class CellOutput:
             for item in items:
                 if not isinstance(item, Screen):
                     _show({"text/plain": _label([rank], self.ranks)})
-                    self.handles[rank, item[2]] = _show(item[0], item[1])
+                    _show(item[0], item[1])
                 elif rows := item.shown(FINAL_ROWS, rank):
                     _show({"text/plain": "\n".join(f"{_label([rank], self.ranks)} {row}" for row in rows)})
 
