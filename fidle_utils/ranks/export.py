@@ -12,6 +12,16 @@ from IPython.core.inputtransformer2 import TransformerManager
 from fidle_utils.ranks.locate import names
 
 _LITERALS = (int, float, str, bool, type(None))
+END = """\
+# %% the end
+import time
+
+dist.barrier()
+dist.destroy_process_group()
+# gloo's threads may still hold a tensor of the last message; letting go of it while Python ends
+# aborts the process (https://github.com/pytorch/pytorch/issues/190489).
+time.sleep(0.1)
+"""
 
 
 @dataclass
@@ -61,7 +71,7 @@ class History:
                 failed += 1
             else:
                 parts.append(_as_script(entry))
-        parts.append("dist.barrier()\ndist.destroy_process_group()\n")
+        parts.append(END)
         cells = "cell" if failed == 1 else "cells"
         return "\n".join(parts), f"{failed} {cells} that failed left out" if failed else ""
 
