@@ -195,6 +195,37 @@ def test_an_error_and_a_progress_bar_read_well(open_notebook, theme):
     assert error.count("Traceback") == 1 and "fidle_utils" not in error
 
 
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_the_speed_of_every_rank_shows_while_a_cell_runs(open_notebook, theme):
+    page = open_notebook(
+        [
+            "%load_ext fidle_utils\nfrom fidle_utils import plots, ranks\n%ranks 4",
+            "%%ranks\nimport time\nfrom fidle_utils.measure import track\nprint('the same on all ranks')\n"
+            "for step in (loop := track(range(60), samples=8, unit='images', name='epoch 0')):\n"
+            "    time.sleep(0.05 + 0.02 * rank)\n    loop.log(loss=1 / (step + 1))",
+            "plots.plot_throughput(ranks.throughput);",
+            "ranks.throughput.summary()",
+        ],
+        theme,
+    )
+    page.run(0)
+    page.start(1)
+    row = page.cell(1).locator(".jp-OutputArea-output", has_text="rank 3 │ epoch 0")
+    row.wait_for(timeout=20_000)
+    first = row.inner_text()
+    page.page.wait_for_timeout(1500)
+    second = row.inner_text()
+    steps = [int(re.search(r"rank 3 .* (\d+)/60", text)[1]) for text in (first, second)]
+    assert steps[0] < steps[1] < 60, "the row moved while the cell ran"
+    if folder := os.environ.get("FIDLE_SCREENSHOTS"):
+        page.page.screenshot(path=Path(folder) / f"live-{theme[-5:].strip().lower()}.png")
+    shown = page.done(1)
+    assert shown.count("60/60") == 4 and "loss 0.0167" in shown and "ranks 0–3 │ " in shown
+    page.run(2)
+    assert page.cell(2).locator("img").count() == 1
+    assert "images_per_second" in page.run(3)
+
+
 def test_lesson_00_as_a_learner_works_through_it(open_notebook):
     page = open_notebook("00_start_here.ipynb")
     stub = page.index_of("def hello_in_order(speak):\n    ...")

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -142,3 +143,11 @@ def test_ci_ends_with_the_readme_s_test_command():
     assert script.strip().splitlines()[-1] == "make test"
     assert "set -euo pipefail" in script
     assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_the_first_cell_of_a_notebook_imports_nothing_that_takes_seconds():
+    """torch is imported while the learner reads on; pandas and matplotlib where they are used."""
+    heavy = ("torch", "pandas", "matplotlib")
+    code = f"import sys, fidle_utils, fidle_utils.measure; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

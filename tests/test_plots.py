@@ -40,7 +40,6 @@ FIGURES = {
     "moments": lambda ax=None: plots.plot_moments([5.0, 5.001, 5.5], ax=ax),
     "bytes": lambda ax=None: plots.plot_bytes_sent([6e6] * 4, 4e6, ax=ax),
     "loss": lambda ax=None: plots.plot_loss({"one": [3, 2], "four": [3, 2]}, ax=ax),
-    "scaling": lambda ax=None: plots.plot_scaling({1: [10, 11, 12], 4: [20, 25, 30]}, [33, 34], ax=ax),
 }
 
 
@@ -71,16 +70,6 @@ def test_the_bytes_stand_beside_the_formula():
 def test_the_moments_count_from_the_first():
     shown = texts(plots.plot_moments([5.002, 5.0]))
     assert "0.0 ms" in shown and "2.0 ms" in shown
-
-
-def test_the_scaling_shows_median_spread_and_ideal():
-    ax = plots.plot_scaling({1: [10, 11, 12], 4: [20, 25, 40]}, [33, 35])
-    lines = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
-    assert lines["ideal"] == [11, 44]
-    assert list(ax.containers[0].lines[0].get_ydata()) == [11, 25]
-    assert lines["one process, all threads"] == [34, 34]
-    ends = [list(segment[:, 1]) for segment in ax.collections[0].get_segments()]
-    assert ends == [[10, 12], [20, 40]]
 
 
 def test_ranks_have_colours_that_differ():

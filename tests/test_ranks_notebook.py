@@ -146,6 +146,55 @@ def test_tqdm_in_a_notebook_stays_one_row_a_rank(group):
     assert len(rows) == 4 and all(f"of {rank}: 100%" in row for rank, row in enumerate(rows))
 
 
+def watch(group, source):
+    """Run a cell; every text that its displays showed on the way, without colours."""
+    seen = []
+
+    def look(message):
+        content = message["content"]
+        if message["msg_type"] in ("display_data", "update_display_data"):
+            seen.append(plain(content["data"].get("text/plain", "")))
+
+    reply = group.client.execute_interactive(source, timeout=60, output_hook=look)
+    assert reply["content"]["status"] == "ok"
+    return seen
+
+
+def test_track_shows_one_row_a_rank_below_the_text_while_it_runs_and_at_the_end(group):
+    source = """%%ranks
+from fidle_utils.measure import track
+import time
+print("first", rank)
+for i in (loop := track(range(20), samples=8, unit="images")):
+    time.sleep(0.05)
+    loop.log(loss=rank)
+"""
+    seen = watch(group, source)
+    half_way = [text for text in seen if re.search(r"rank 2 │ +[1-9]\d% █+.* \d+/20 .* loss 2", text)]
+    assert half_way, f"no progress was shown: {seen}"
+    rows = seen[-1].splitlines()
+    assert [row[:6] for row in rows] == ["rank 0", "rank 1", "rank 2", "rank 3"] * 2 + ["ranks "]
+    assert all("first" in row for row in rows[:4]) and all("20/20" in row for row in rows[4:8])
+    assert re.fullmatch(r"ranks 0–3 │ \d+ images/s", rows[8])
+    assert group.value("len(ranks.throughput)") == 80
+
+
+def test_track_with_figures_and_the_stop_button(group):
+    figure = "%%ranks\nfrom IPython.display import HTML\n"
+    outcome = group.run(figure + "for i in track(range(3)):\n    display(HTML(f'<b>{i}</b>'))")
+    assert plain(outcome.displays[-1][1]["text/plain"]).count("3/3") == 4
+    outcome = group.run_and_stop("%%ranks\nfor i in track(range(1000)):\n    time.sleep(0.05)")
+    assert outcome.ename == "RanksStopped" and outcome.seconds < FREED_SECONDS
+    assert group.value("int(ranks.throughput.steps.groupby('rank').size().min())") > 5
+
+
+def test_track_in_the_notebook_itself_is_one_row(group):
+    outcome = group.run(
+        "from fidle_utils.measure import track\nfor i in track(range(5), samples=2, name='here'):\n    pass"
+    )
+    assert outcome.text.startswith("here · 100% ████████████████ 5/5 · ") and "samples/s" in outcome.text
+
+
 def test_errors_show_the_learners_lines_only(group):
     outcome = group.run("%%ranks\nx = 1\nif rank == 1:\n    x / 0\ndist.barrier()")
     shown = plain(outcome.error)

@@ -1,16 +1,15 @@
-"""What this machine is: cores, memory, GPUs and their links, versions, the measured speed of its memory."""
+"""What this machine is: cores, caches, memory, GPUs and their links, versions; its speed, measured."""
 
 import html
 import os
 import platform
-import shutil
-import subprocess
-import time
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import psutil
+
+from fidle_utils.measure import processor
 
 __all__ = ["DeviceReport", "device_report", "machine_name"]
 
@@ -35,6 +34,9 @@ class DeviceReport:
     torch: str = ""
     copy_bytes_per_second: float = 0.0  # the best of several; bytes read plus bytes written
     copy_threads: int = 1
+    caches: list = field(default_factory=list)  # dicts: name, level, n_bytes of one, count of them
+    speeds: list = field(default_factory=list)  # of `measure_speed()`, empty unless asked for
+    others_share: float = 0.0  # of the cores, used by other programs while these were measured
 
     def to_dict(self):
         """Return the report as plain numbers, texts, lists and dicts, ready for JSON."""
@@ -59,9 +61,11 @@ class DeviceReport:
             cores = f"{self.physical_cores} physical, {cores}"
         if self.core_limit and self.core_limit < self.logical_cores:
             cores += f", limited to the time of {self.core_limit:g}"
+        caches = ", ".join(map(processor.cache_text, self.caches))
         rows = [
             ("Processor", self.cpu),
             ("Cores for you", cores),
+            ("Caches", caches or "unknown"),
             ("Memory", f"{self.memory_bytes / 1e9:.1f} GB, {self.memory_available_bytes / 1e9:.1f} GB free"),
             ("Memory copy", f"{self.copy_bytes_per_second / 1e9:.1f} GB/s ({self._copied})"),
             ("GPUs", _gpu_names(self.gpus)),
@@ -71,6 +75,11 @@ class DeviceReport:
             rows += [("GPU memory", each)]
         if len(self.gpus) > 1:
             rows += [("Between GPUs", self.gpu_link)]
+        rows += _speed_rows(self.speeds)
+        if self.others_share > 0.1:
+            rows += [
+                ("Beware", f"other programs used {self.others_share:.0%} of the cores: measure again alone")
+            ]
         return rows + [("Software", f"{self.system}, Python {self.python}, PyTorch {self.torch}")]
 
     @property
@@ -80,7 +89,8 @@ class DeviceReport:
         )
 
     def __repr__(self):
-        return "\n".join(f"{what:<14} {value}" for what, value in self.rows())
+        width = max(14, *(len(what) for what, _ in self.rows()))
+        return "\n".join(f"{what:<{width}} {value}" for what, value in self.rows())
 
     def _repr_html_(self):
         cell = '<td style="text-align: left">'
@@ -88,23 +98,30 @@ class DeviceReport:
         return f"<table>{''.join(lines)}</table>"
 
 
-def device_report(copy_megabytes=128, repeats=30):
+def device_report(copy_megabytes=128, repeats=30, full=False):
     """Describe this machine in about a second: the memory copy is measured, the rest read. No CUDA context.
 
     A copy reads `copy_megabytes`, more than caches hold, and writes as many: both count. Of `repeats` copies,
     or as many as fit in half a second, the best is kept: what the memory can do when nothing else runs.
-    Source: both rules are those of the STREAM benchmark (McCalpin, 1995).
+    Source: both rules are those of the STREAM benchmark (McCalpin, 1995). With `full`, some five seconds more
+    for what `measure_speed()` finds of the CPU, and of the GPU of this process if it has one: `speeds`.
     """
     import torch
 
-    affinity = _affinity()
+    from fidle_utils.measure.speed import default_device, measure_speed
+
+    cores = processor.cores()
+    with processor.watch_others() as shares:
+        devices = dict.fromkeys(["cpu", default_device().type]) if full else []
+        copy = _copy_bytes_per_second(copy_megabytes * 10**6, repeats)
+        speeds = [speed for device in devices for speed in measure_speed(device)]
     memory = psutil.virtual_memory()
     memory_limit = _cgroup_memory_limit()
     gpus = list(_gpus())
     return DeviceReport(
-        cpu=_cpu_model(),
-        logical_cores=len(affinity),
-        physical_cores=_physical_cores(affinity),
+        cpu=processor.cpu_model(),
+        logical_cores=len(cores),
+        physical_cores=processor.physical_cores(cores),
         core_limit=_cgroup_core_limit(),
         memory_bytes=min(memory.total, memory_limit or memory.total),
         memory_available_bytes=min(memory.available, memory_limit or memory.available),
@@ -113,64 +130,41 @@ def device_report(copy_megabytes=128, repeats=30):
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         torch=torch.__version__,
-        copy_bytes_per_second=_copy_bytes_per_second(copy_megabytes * 10**6, repeats),
+        copy_bytes_per_second=copy,
         copy_threads=torch.get_num_threads(),
+        caches=processor.caches(cores),
+        speeds=speeds,
+        others_share=shares[0],
     )
 
 
 @lru_cache(maxsize=1)
 def machine_name():
     """Return this machine in one line, for the foot of a figure; nothing is measured."""
-    affinity = _affinity()
-    cores = len(affinity), _physical_cores(affinity), _cgroup_core_limit()
-    return DeviceReport(_cpu_model(), *cores, 0, 0, list(_gpus())).name
+    cores = processor.cores()
+    numbers = len(cores), processor.physical_cores(cores), _cgroup_core_limit()
+    return DeviceReport(processor.cpu_model(), *numbers, 0, 0, list(_gpus())).name
 
 
 def _copy_bytes_per_second(n_bytes, repeats):
     import torch
 
-    source, target = torch.ones(n_bytes // 4), torch.empty(n_bytes // 4)
-    target.copy_(source)  # the first write also makes the system hand out the pages
-    seconds, end = [], time.perf_counter() + 0.5
-    while len(seconds) < repeats and (not seconds or time.perf_counter() < end):
-        start = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - start)
-    return 2 * n_bytes / min(seconds)
+    from fidle_utils.measure.speed import timings
+
+    source, target = torch.ones(n_bytes // 4), torch.empty(n_bytes // 4)  # 4 bytes a number
+    return 2 * n_bytes / min(timings(lambda: target.copy_(source), seconds=0.5, most=repeats))
 
 
-# ------------------------------------------------------------------------------------------- processor
-
-
-def _affinity():
-    """Return the numbers of the logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _physical_cores(affinity):
-    siblings = set()
-    for core in affinity:
-        try:
-            siblings.add(_read(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list"))
-        except OSError:
-            return psutil.cpu_count(logical=False)
-    return len(siblings)
-
-
-def _cpu_model():
-    try:
-        for line in _read("/proc/cpuinfo").splitlines():
-            if line.startswith(("model name", "Model\t")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    if platform.system() == "Darwin":
-        name = _output("sysctl", "-n", "machdep.cpu.brand_string")
-    else:
-        name = next((row[11:] for row in _output("lscpu").splitlines() if row.startswith("Model name:")), "")
-    return name.strip() or platform.processor() or platform.machine()
+def _speed_rows(speeds):
+    """Return one row for each device and quantity: the best of each rate measured."""
+    texts = {}
+    for speed in speeds:
+        factor, unit = (1e9, "GB/s") if speed["unit"] == "B/s" else (1e12, "TFLOP/s")
+        row = texts.setdefault((f"{speed['device'].upper()} {speed['quantity']}", unit), [])
+        row.append(f"{speed['name']} {speed['best'] / factor:.3g}")
+    return [
+        (what, f"{', '.join(row)} {unit} (measured here, the best)") for (what, unit), row in texts.items()
+    ]
 
 
 # --------------------------------------------------------------------------------------------- cgroups
@@ -196,7 +190,7 @@ def _cgroup_memory_limit():
 def _cgroup_files(name, controller):
     """Return the contents of file `name` in the cgroups of this process, from its own up to the root."""
     try:
-        lines = _read("/proc/self/cgroup").splitlines()
+        lines = processor.read("/proc/self/cgroup").splitlines()
     except OSError:
         return []
     texts = []
@@ -208,7 +202,7 @@ def _cgroup_files(name, controller):
             folder = root / path.lstrip("/")
             for parent in (folder, *folder.parents):
                 if parent.is_relative_to(root) and (parent / name).is_file():
-                    texts.append(_read(parent / name))
+                    texts.append(processor.read(parent / name))
     return texts
 
 
@@ -244,18 +238,4 @@ def _gpu_link(n_gpus):
 
 
 def _nvidia_smi(*arguments):
-    return _output("nvidia-smi", *arguments)
-
-
-def _output(*command):
-    """Return what a command prints, or "" if it is absent, fails or takes more than two seconds."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _read(path):
-    return Path(path).read_text().strip()
+    return processor.output("nvidia-smi", *arguments)

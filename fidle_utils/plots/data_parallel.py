@@ -4,7 +4,16 @@ import math
 
 import matplotlib.pyplot as plt
 
-from fidle_utils.plots.style import GREY, INK, RANK_COLORS, course_style, in_style, rank_color, source_note
+from fidle_utils.plots.style import (
+    GREY,
+    INK,
+    RANK_COLORS,
+    course_style,
+    in_style,
+    points,
+    rank_color,
+    source_note,
+)
 
 
 @course_style()
@@ -101,7 +110,9 @@ def plot_overlap(without, with_overlap):
                 for _, layer, start, end in (event for event in events if event[0] == kind):
                     left, width = 1e3 * (start - zero), 1e3 * (end - start)
                     ax.barh(y, width, 0.85, left, color=rank_color(rank), alpha=alpha, edgecolor="white")
-                    ax.text(left + width / 2, y, layer, ha="center", va="center", fontsize=9)
+                    ink = "white" if alpha == 1 else INK
+                    place = dict(ha="center", va="center", clip_on=True)
+                    ax.text(left + width / 2, y, layer, color=ink, fontsize=points(10), **place)
         ax.set_yticks(*zip(*rows, strict=True))
         ax.invert_yaxis()
         ax.set_title(f"{title} overlap: the number is the layer")

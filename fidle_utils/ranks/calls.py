@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import types
+from functools import cache
 from importlib.resources import files
 
 import cloudpickle
@@ -16,7 +17,7 @@ from comm import create_comm
 from IPython import get_ipython
 
 from fidle_utils.ranks import disconnect
-from fidle_utils.ranks.link import VALUE
+from fidle_utils.ranks.link import TRACK, VALUE
 
 PRELUDE = files("fidle_utils.ranks").joinpath("prelude.py").read_text()
 _TALKING = {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "ProcessGroup", "DeviceMesh"}
@@ -107,6 +108,16 @@ def send(value, what="the value"):
         hint = "Send numbers, tensors, arrays, lists or dicts of them"
         raise TypeError(f"{what} cannot be sent to the notebook ({reason}). {hint}") from None
     create_comm(target_name=VALUE, buffers=[buffer.getvalue()]).close()
+
+
+def track(report):
+    """Send a report of `track()` to the notebook, pickled: JSON cannot say that a loss is not a number."""
+    _reports().send(buffers=[pickle.dumps(report, protocol=5)])
+
+
+@cache
+def _reports():
+    return create_comm(target_name=TRACK)
 
 
 class _Pickler(cloudpickle.Pickler):

@@ -1,12 +1,14 @@
 """One cell on many ranks: its output while it runs, and order restored when it fails, hangs or is stopped."""
 
+import pickle
 import signal
 import threading
 import time
 
 import zmq
 
-from fidle_utils.ranks.link import BUSY, DEAD, VALUE, execute_request
+from fidle_utils.measure.throughput import Progress
+from fidle_utils.ranks.link import BUSY, DEAD, TRACK, VALUE, execute_request
 from fidle_utils.ranks.locate import HangWatch, explain, last_place, locate
 from fidle_utils.ranks.output import CellOutput, pass_on
 from fidle_utils.ranks.report import Failure, cause_of_death, place_of_error
@@ -24,7 +26,8 @@ class CellRun:
     def __init__(self, links, server, *, timeout=None, quiet=False):
         self.links, self.server, self.timeout, self.quiet = links, server, timeout, quiet
         self.by_rank = {link.rank: link for link in links}
-        self.output = CellOutput(self.by_rank)
+        self.tracked = Progress()
+        self.output = CellOutput(self.by_rank, self.tracked)
         self.failures, self.values, self.echoed = {}, {}, False
         self.places, self.replaced = {}, []
         self.stopped = self.timed_out = self.disconnected = False
@@ -112,6 +115,11 @@ class CellRun:
         if content.get("target_name") == VALUE:
             self.values[link.rank] = message["buffers"][0]
             self._own_comms.add(content["comm_id"])
+        elif content.get("target_name") == TRACK:
+            link.reports = content["comm_id"]
+        elif content["comm_id"] == link.reports:
+            self.tracked.receive(link.rank, pickle.loads(message["buffers"][0]))
+            self.output.dirty = True
         elif content["comm_id"] not in self._own_comms:
             pass_on(message)
 

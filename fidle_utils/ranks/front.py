@@ -21,13 +21,14 @@ class Ranks(Group):
 
     `len(ranks)` is the world size; `ranks["loss"]` is a list of one value a rank, rank 0 first. `outputs`:
     what each rank printed in the last cell. `timeline`: of the last cell that was run with one.
+    `throughput`: what `track()` recorded in the last cell that used it.
     """
 
     def __init__(self):
         super().__init__()
         self._busy = False
         self.outputs = []
-        self.timeline = None
+        self.timeline = self.throughput = None
 
     def cell(self, source, *, only=None, timeout=None, timeline=False, shown=None):
         """Run the text of a cell on every rank, or on those in `only`; raises RankError if one fails.
@@ -118,6 +119,7 @@ class Ranks(Group):
         """After a run: put the group in order again, then raise what went wrong."""
         if keep_outputs:
             self.outputs = run.output.outputs
+            self.throughput = run.tracked.throughput() or self.throughput
         if not (run.failures or run.stopped or run.timed_out):
             return
         lines = report(run)

@@ -8,6 +8,7 @@ from jupyter_client.client import KernelClient
 from jupyter_client.connect import write_connection_file
 
 PUSH, VALUE = "fidle_utils.push", "fidle_utils.value"  # comm targets: notebook → rank, rank → notebook
+TRACK = "fidle_utils.track"  # rank → notebook: what track() has recorded
 DISCONNECT = signal.SIGUSR2
 IDLE, BUSY, DEAD = "idle", "busy", "dead"
 
@@ -45,6 +46,7 @@ class Link:
         self.iopub = self.client.connect_iopub()
         self.welcomed = self.told_to_disconnect = False
         self.request = None  # the msg_id of what it executes
+        self.reports = None  # the comm_id under which track() reports
         self._replied = self._idle = False
         self._errors_read = 0
 

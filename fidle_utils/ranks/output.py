@@ -11,6 +11,7 @@ from fidle_utils.ranks.locate import names
 COLORS = (34, 32, 35, 36, 33, 31)  # ANSI: the front end picks tones that suit its theme
 LIVE_ROWS, FINAL_ROWS = 12, 100  # a rank: while it runs, and at the end
 REFRESH_SECONDS = 0.1
+_BAR = re.compile("[█▏▎▍▌▋▊▉]+")
 _STEPS = re.compile(r"(\r\n|\r|\n|\x1b\[A|\x1b\[K)")
 
 
@@ -55,11 +56,12 @@ class CellOutput:
     """Collects what ranks write in one cell and keeps its display up to date.
 
     Text is shown rank by rank, not in order of time; what all ranks share is shown once, at the end. A figure
-    or other rich display appears at once; when the cell has ended it stands with the text of its rank.
+    or other rich display appears at once; when the cell has ended it stands with the text of its rank. Below
+    all, one row a rank says how far `track()` has come.
     """
 
-    def __init__(self, ranks):
-        self.ranks = list(ranks)
+    def __init__(self, ranks, progress=None):
+        self.ranks, self.progress = list(ranks), progress
         self.items = {rank: [Screen()] for rank in self.ranks}  # screens, and rich displays in between
         self.everything = {rank: [] for rank in self.ranks}
         self.handle, self.handles = None, {}
@@ -116,7 +118,16 @@ class CellOutput:
             shown = [row for item in items if isinstance(item, Screen) for row in item.shown(limit, rank)]
             if shown:
                 groups.setdefault(tuple(shown) if fold else rank, (shown, []))[1].append(rank)
-        return [f"{_label(ranks, self.ranks)} {row}" for shown, ranks in groups.values() for row in shown]
+        rows = [f"{_label(ranks, self.ranks)} {row}" for shown, ranks in groups.values() for row in shown]
+        return rows + self._progress_rows()
+
+    def _progress_rows(self):
+        rows = self.progress.rows() if self.progress else {}
+        total, lines = rows.pop(None, None), []
+        for rank, row in rows.items():
+            colored = _BAR.sub(lambda bar, rank=rank: _colored(bar[0], rank), row)
+            lines.append(f"{_label([rank], self.ranks)} {colored}")
+        return lines if total is None else [*lines, f"{_label(list(rows), self.ranks)} {total}"]
 
     def _draw_in_order(self):
         """Replace what was shown as it came by the same, rank after rank."""
@@ -128,6 +139,8 @@ class CellOutput:
                     _show(item[0], item[1])
                 elif rows := item.shown(FINAL_ROWS, rank):
                     _show({"text/plain": "\n".join(f"{_label([rank], self.ranks)} {row}" for row in rows)})
+        if rows := self._progress_rows():
+            _show({"text/plain": "\n".join(rows)})
 
     @property
     def outputs(self):
@@ -140,8 +153,12 @@ def _label(ranks, of):
     text = names(ranks)
     width = max(len(names([rank])) for rank in of)
     if len(ranks) == 1:
-        return f"\x1b[{COLORS[ranks[0] % len(COLORS)]}m{text:>{width}} │\x1b[0m"
+        return _colored(f"{text:>{width}} │", ranks[0])
     return f"\x1b[1m{text:>{width}} │\x1b[0m"
+
+
+def _colored(text, rank):
+    return f"\x1b[{COLORS[rank % len(COLORS)]}m{text}\x1b[0m"
 
 
 def _show(data, metadata=None):

@@ -14,6 +14,7 @@ from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from traitlets.config import Config
 
+from fidle_utils.measure import tracking
 from fidle_utils.ranks import calls, disconnect
 from fidle_utils.ranks.link import PUSH
 
@@ -95,6 +96,8 @@ def main(settings, lifeline):
     app.initialize([])
     del os.environ["IPYTHONDIR"]
     app.kernel.comm_manager.register_target(PUSH, calls.receive)
+    tracking.send_to = calls.track
+    app.shell.events.register("post_run_cell", lambda result: tracking.report_all())
     app.start()
 
 

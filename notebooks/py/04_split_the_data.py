@@ -32,7 +32,6 @@
 
 # %% tags=["live"]
 %load_ext fidle_utils
-import time
 from pathlib import Path
 
 import torch
@@ -41,6 +40,7 @@ from torch.nn.utils import parameters_to_vector
 
 from fidle_utils import plots, ranks
 from fidle_utils.data import digits
+from fidle_utils.measure import track
 from fidle_utils.models import MLP
 from fidle_utils.teach import check, predict, reveal
 
@@ -186,29 +186,17 @@ for i, averaged in enumerate(ranks["averaged"]):
 # %% [markdown]
 # ## What did it cost? Count the bytes
 #
-# Put a small counter around `all_reduce`: how many calls, how many bytes?
+# `count_communication` sees every collective that a rank takes part in, whoever calls it.
 
 # %%
 %%ranks
-from contextlib import contextmanager
+from fidle_utils.measure import count_communication
 
-@contextmanager
-def counted():
-    """Inside the `with`, list the bytes of the tensor of each all_reduce."""
-    calls, all_reduce = [], dist.all_reduce
-    def counting(tensor, *args, **kwargs):
-        calls.append(tensor.nbytes)
-        return all_reduce(tensor, *args, **kwargs)
-    dist.all_reduce = counting
-    try:
-        yield calls
-    finally:
-        dist.all_reduce = all_reduce
-
-with counted() as calls:
+with count_communication() as counted:
     average_gradients(model)
 parameter_bytes = sum(p.nbytes for p in model.parameters())
-print(f"{len(calls)} all_reduce, {sum(calls)} bytes; the parameters weigh {parameter_bytes} bytes")
+print(f"{counted.calls('all_reduce')} all_reduce, {counted.n_bytes('all_reduce')} bytes; "
+      f"the parameters weigh {parameter_bytes} bytes")
 
 # %% [markdown]
 # One message for each tensor, and exactly the bytes of the parameters: $S$. That is what we *asked* to reduce.
@@ -483,9 +471,9 @@ deep = MLP(width=128, depth=20).to(device)
 cross_entropy(deep(x_train[:8]), y_train[:8]).backward()
 rows = []                                       # messages, milliseconds
 for bucket_bytes in (1, 2**17, 2**18, 2**19, 2**22):
-    with counted() as calls:
+    with count_communication() as counted:
         average_in_buckets(deep, bucket_bytes)
-    rows.append((len(calls), median_ms(average_in_buckets, deep, bucket_bytes)))
+    rows.append((counted.calls(), median_ms(average_in_buckets, deep, bucket_bytes)))
 
 # %%
 slowest = [(rows[0][0], max(ms for _, ms in rows)) for rows in zip(*ranks["rows"], strict=True)]
@@ -703,15 +691,18 @@ cross_entropy(wide(x), y).backward()
 plots.plot_timeline(ranks.timeline);
 
 # %% tags=["live"]
-for i, events in ranks.timeline.events.groupby("rank"):
-    backward, sending = (events[events.kind == kind] for kind in ("backward", "communication"))
-    later = backward[backward.start_ms > sending.start_ms.min()]
-    total_ms, later_ms = ((part.end_ms - part.start_ms).sum() for part in (backward, later))
-    print(f"rank {i}: {later_ms:.0f} of {total_ms:.0f} ms of backward came after its first bucket had left")
+ranks.timeline.summary()
 
 # %% [markdown] tags=["live"]
-# The first bucket leaves **before** backward has ended: that is DDP's overlap, a real one this time. The rest of its
-# bar is waiting: for the slower ranks, and for a core. On a GPU node, run these very cells again.
+# The first bucket leaves **before** backward has ended: that is DDP's overlap, a real one this time.
+#
+# - `overlap_ms`: communication while this rank computed. It is hidden: it costs the step nothing, or little.
+# - `exposed_ms`: communication while it computed nothing. This is what the step pays.
+# - `waiting_ms`: the part of communication in which another rank had not come yet. A faster link does not help there.
+#
+# On two cores, most is waiting: for the slower ranks, and for a core. On a GPU node, run these very cells again. To
+# zoom into every operator, `ranks.timeline.to_chrome("step.json")` writes a file that
+# [ui.perfetto.dev](https://ui.perfetto.dev) opens in your browser, which keeps it to itself.
 
 # %% [markdown]
 # ## Gradient accumulation: k micro-steps, one reduction
@@ -733,19 +724,15 @@ def accumulate(ddp, micro_batches):
 def test_accumulate(accumulate):
     from torch.nn.parallel import DistributedDataParallel
     torch.manual_seed(2)
-    ddp, whole, reductions = DistributedDataParallel(MLP().to(device)), MLP().to(device), []
+    ddp, whole = DistributedDataParallel(MLP().to(device)), MLP().to(device)
     whole.load_state_dict(ddp.module.state_dict())
-    def count_and_average(_, bucket):           # what DDP does by default, and a count
-        reductions.append(bucket.index())
-        work = dist.all_reduce(bucket.buffer().div_(world_size), async_op=True)
-        return work.get_future().then(lambda future: future.value()[0])
-    ddp.register_comm_hook(None, count_and_average)
     x, y = x_train[:64].to(device), y_train[:64].to(device)
     cross_entropy(whole(x), y).backward()
     x, y = x.chunk(world_size)[rank], y.chunk(world_size)[rank]
 
-    accumulate(ddp, list(zip(x.chunk(4), y.chunk(4), strict=True)))
-    n = len(reductions)
+    with count_communication() as counted:
+        accumulate(ddp, list(zip(x.chunk(4), y.chunk(4), strict=True)))
+    n = counted.calls("all_reduce")             # DDP keeps this small model in one bucket
     assert n > 0, "DDP never reduced: the last micro-batch must be outside no_sync()."
     assert n == 1, f"DDP reduced {n} times, not once. no_sync() holds all but the last, forward too."
     far = (gradient(ddp) - gradient(whole)).abs().max()
@@ -965,32 +952,36 @@ plots.plot_equal_losses(alone.tolist(), four_ranks.tolist(), tolerance=1e-3);
 # - *Strong scaling* (fr. *passage à l'échelle fort*): the same global batch, on more ranks. Ideal: time divided by n.
 # - *Weak scaling* (*faible*): the same batch **for each rank**. Ideal: the same time, for n times the images.
 
+# `track` goes around the loop's iterable. It records every step of every rank, shows how fast they are while they
+# run, and leaves out the first two steps, which warm up.
+
 # %%
 %%ranks
+from fidle_utils.measure import track
+
 groups = {n: dist.new_group(list(range(n))) for n in (1, 2, 4)}
 
-def images_per_second(n, batch, steps=6):
-    """Train a wide MLP with DDP on the first n ranks, `batch` images each; one throughput for each step."""
-    if rank >= n:
-        return None
-    ddp = DDP(MLP(width=512, depth=4).to(device), process_group=groups[n])
-    x, y = x_train[:batch], y_train[:batch]
-    throughputs = []
-    for _ in range(steps + 1):
-        dist.barrier(group=groups[n])
-        start = now()
-        cross_entropy(ddp(x), y).backward()
-        dist.barrier(group=groups[n])               # the step ends with its slowest rank
-        throughputs.append(n * batch / (now() - start))
-    return throughputs[1:]                          # the first step warms up
+def train_wide(n, batch, steps=8):
+    """Backward of a wide MLP with DDP on the first n ranks, `batch` images each."""
+    if rank < n:
+        ddp = DDP(MLP(width=512, depth=4).to(device), process_group=groups[n])
+        x, y = x_train[:batch], y_train[:batch]
+        for _ in track(range(steps), samples=batch, unit="images"):
+            cross_entropy(ddp(x), y).backward()
 
 # %%
+def measure(n, batch):
+    ranks.run(lambda n, batch: train_wide(n, batch), n, batch)
+    return ranks.throughput
+
 guess = predict("512 images a step on 4 ranks: how many times the throughput of 1 rank, on this machine?",
                 unit="×")
 
 # %%
-strong = {n: ranks.run(lambda n: images_per_second(n, 512 // n), n)[0] for n in (1, 2, 4)}
-weak = {n: ranks.run(lambda n: images_per_second(n, 256), n)[0] for n in (1, 2, 4)}
+strong = {n: measure(n, 512 // n) for n in (1, 2, 4)}
+
+# %%
+strong[4].summary()
 
 # %% [markdown]
 # One more measurement, which is often left out: **one process that uses all the cores**.
@@ -998,22 +989,25 @@ weak = {n: ranks.run(lambda n: images_per_second(n, 256), n)[0] for n in (1, 2, 
 # %%
 model = MLP(width=512, depth=4)
 x, y = x_train[:512], y_train[:512]
-one_process = []
-for _ in range(7):
-    start = time.perf_counter()
+for _ in (alone := track(range(8), samples=512, unit="images")):
     cross_entropy(model(x), y).backward()
-    one_process.append(512 / (time.perf_counter() - start))
-one_process = one_process[1:]
 
 # %%
-import statistics
-
-plots.plot_scaling(strong, one_process, unit="images", title="Strong scaling: 512 images in all")
-reveal(guess, statistics.median(strong[4]) / statistics.median(strong[1]),
+plots.plot_scaling(strong, alone.throughput, unit="images", title="Strong scaling: 512 images in all")
+reveal(guess, strong[4].by_step.median() / strong[1].by_step.median(),
        why="A rank needs a core, or a GPU, of its own; and every step waits for the slowest.")
 
 # %%
-plots.plot_scaling(weak, unit="images", title="Weak scaling: 256 images for each rank");
+weak = {n: measure(n, 256) for n in (1, 2, 4)}
+
+# %%
+plots.plot_scaling(weak, unit="images", title="Weak scaling: 256 for each rank");
+
+# %% [markdown]
+# And over time, the last of these trainings. A rank that is slow, or a loader that starves it, shows here.
+
+# %%
+plots.plot_throughput(ranks.throughput);
 
 # %%
 import os
@@ -1047,6 +1041,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from fidle_utils.data import digits
+from fidle_utils.measure import track
 from fidle_utils.models import MLP
 
 x_train, y_train, x_test, y_test = (tensor.to(device) for tensor in digits())
@@ -1058,12 +1053,11 @@ ddp = DDP(MLP().to(device))
 optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
 for epoch in range(5):
     sampler.set_epoch(epoch)
-    for x, y in loader:
+    for x, y in track(loader, name=f"epoch {epoch}", unit="images"):
         optimizer.zero_grad()
         cross_entropy(ddp(x), y).backward()
         optimizer.step()
-mine = slice(rank, None, world_size)
-correct = (ddp.module(x_test[mine]).argmax(1) == y_test[mine]).sum()
+correct = (ddp.module(x_test[rank::world_size]).argmax(1) == y_test[rank::world_size]).sum()
 dist.all_reduce(correct)
 if rank == 0:
     print(f"{correct} of {len(y_test)} test images right")
