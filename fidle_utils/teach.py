@@ -90,7 +90,7 @@ def _judge_on_ranks(name, test, hint, timeout, together):
         if error.ename == "AssertionError":  # raised by _judge_here: it is the hint
             waiting = [line for line in error.report.splitlines() if "waiting in" in line]
             return "wrong", "; ".join([f"rank {error.rank}: {error.evalue}", *waiting])
-        return "wrong", error.report or str(error)
+        return "wrong", "\n".join([error.report or str(error), *error.advice])  # what became of the ranks
     statuses = [status for status, _, _ in verdicts]
     if together and set(statuses) == {"right"}:
         return _judge([value for _, _, value in verdicts], together, None, hint)[:2]

@@ -201,7 +201,7 @@ def test_the_speed_of_every_rank_shows_while_a_cell_runs(open_notebook, theme):
         [
             "%load_ext fidle_utils\nfrom fidle_utils import plots, ranks\n%ranks 4",
             "%%ranks\nimport time\nfrom fidle_utils.measure import track\nprint('the same on all ranks')\n"
-            "for step in (loop := track(range(60), samples=8, unit='images', name='epoch 0')):\n"
+            "for step in (loop := track(range(100), samples=8, unit='images', name='epoch 0')):\n"
             "    time.sleep(0.05 + 0.02 * rank)\n    loop.log(loss=1 / (step + 1))",
             "plots.plot_throughput(ranks.throughput);",
             "ranks.throughput.summary()",
@@ -215,12 +215,12 @@ def test_the_speed_of_every_rank_shows_while_a_cell_runs(open_notebook, theme):
     first = row.inner_text()
     page.page.wait_for_timeout(1500)
     second = row.inner_text()
-    steps = [int(re.search(r"rank 3 .* (\d+)/60", text)[1]) for text in (first, second)]
-    assert steps[0] < steps[1] < 60, "the row moved while the cell ran"
+    steps = [int(re.search(r"rank 3 .* (\d+)/100", text)[1]) for text in (first, second)]
+    assert steps[0] < steps[1] < 100, "the row moved while the cell ran"
     if folder := os.environ.get("FIDLE_SCREENSHOTS"):
         page.page.screenshot(path=Path(folder) / f"live-{theme[-5:].strip().lower()}.png")
     shown = page.done(1)
-    assert shown.count("60/60") == 4 and "loss 0.0167" in shown and "ranks 0–3 │ " in shown
+    assert shown.count("100/100") == 4 and "loss 0.01" in shown and "ranks 0–3 │ " in shown
     page.run(2)
     assert page.cell(2).locator("img").count() == 1
     assert "images_per_second" in page.run(3)

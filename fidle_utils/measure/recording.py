@@ -23,7 +23,8 @@ def record():
     _running, _stopped = _profile(), None
     hooks.install()
     _stop_if_the_next_cell_fails()
-    _running.start()
+    with _silent():
+        _running.start()
 
 
 def stop():
@@ -81,7 +82,7 @@ def _stop_if_the_next_cell_fails():
 
 @contextlib.contextmanager
 def _silent():
-    """Keep what C++ writes on standard error from the reader: the profiler announces that it stops."""
+    """Keep what C++ writes on standard error from the reader: the profiler announces what it does."""
     null, kept = os.open(os.devnull, os.O_WRONLY), os.dup(2)
     os.dup2(null, 2)
     try:

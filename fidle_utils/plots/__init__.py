@@ -2,6 +2,14 @@
 
 from fidle_utils.plots.collectives import plot_bus_bandwidth
 from fidle_utils.plots.communication import plot_communication
+from fidle_utils.plots.conversation import (
+    plot_algorithms,
+    plot_alpha_beta,
+    plot_buffers,
+    plot_collective,
+    plot_film,
+    plot_links,
+)
 from fidle_utils.plots.data_parallel import (
     plot_batch_means,
     plot_batch_split,
@@ -18,33 +26,60 @@ from fidle_utils.plots.measures import (
     plot_moments,
 )
 from fidle_utils.plots.memory import plot_memory, plot_memory_over_time
+from fidle_utils.plots.one_device import (
+    plot_accumulation,
+    plot_loss_scaling,
+    plot_memory_ladder,
+    plot_number_formats,
+    plot_orders,
+    plot_timelines,
+    plot_waves,
+    plot_workers,
+)
 from fidle_utils.plots.roofline import plot_roofline
+from fidle_utils.plots.steps import plot_step, plot_steps
 from fidle_utils.plots.style import RANK_COLORS, presentation, rank_color, source_note
 from fidle_utils.plots.throughput import plot_scaling, plot_throughput
 from fidle_utils.plots.timeline import plot_timeline
 
 __all__ = [
     "RANK_COLORS",
+    "plot_accumulation",
+    "plot_algorithms",
+    "plot_alpha_beta",
     "plot_batch_means",
     "plot_batch_split",
     "plot_buckets",
+    "plot_buffers",
     "plot_bus_bandwidth",
     "plot_bytes_sent",
+    "plot_collective",
     "plot_communication",
     "plot_drift",
     "plot_equal_losses",
+    "plot_film",
+    "plot_links",
     "plot_loss",
+    "plot_loss_scaling",
     "plot_machine",
     "plot_memory",
+    "plot_memory_ladder",
     "plot_memory_over_time",
     "plot_memory_sweep",
     "plot_moments",
+    "plot_number_formats",
+    "plot_orders",
     "plot_overlap",
     "plot_ring_bytes",
     "plot_roofline",
     "plot_scaling",
+    "plot_step",
+    "plot_steps",
     "plot_throughput",
     "plot_timeline",
+    "plot_timelines",
+    "plot_waves",
+    "plot_workers",
     "presentation",
     "rank_color",
     "source_note",

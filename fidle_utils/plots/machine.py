@@ -88,13 +88,13 @@ def plot_memory_sweep(rates, caches=(), title="Small data is served from a cache
         ax.plot(sizes, [rate[which] / 1e9 for rate in rates], label=which, **look)
     ax.set(xscale="log", xlabel="working set", ylabel="GB/s", title=title)
     ax.set_ylim(0, 1.2 * max(rate["best"] for rate in rates) / 1e9)
-    for cache in caches:
+    for row, cache in enumerate(caches):
         total = cache["n_bytes"] * (cache["count"] or 1)
         if min(sizes) <= total <= max(sizes):
             ax.axvline(total, color=INK, linestyle="--", linewidth=1)
             side = "right" if total**2 > sizes[0] * sizes[-1] else "left"  # towards the middle of the figure
             name = f" {cache_text(cache)} "
-            ax.text(total, 0.99, name, ha=side, va="top", transform=ax.get_xaxis_transform())
+            ax.text(total, 0.99 - 0.09 * row, name, ha=side, va="top", transform=ax.get_xaxis_transform())
     ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
     ax.xaxis.set_minor_locator(LogLocator(base=2, numticks=30))
     ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))

@@ -1,0 +1,6 @@
+"""What a learner moves by hand; where nobody can, a figure stands in its place."""
+
+from fidle_utils.widgets.roofline import roofline_sliders
+from fidle_utils.widgets.steps import step_through
+
+__all__ = ["roofline_sliders", "step_through"]
