@@ -103,3 +103,8 @@ def test_two_numbers_explain_the_published_curve_of_eight_a100():
     model = fit([all_reduce_cost(8, row["n_bytes"])[1] for row in rows], seconds, messages=14)
     assert r_squared(seconds, [model.all_reduce(8, row["n_bytes"]) for row in rows]) > 0.99
     assert model.bandwidth == pytest.approx(235e9, rel=0.02)  # the plateau that the table shows
+
+
+def test_times_that_do_not_grow_have_no_bandwidth_to_speak_of():
+    model = fit([8, 64, 512], [3e-6, 2e-6, 1e-6])
+    assert model.beta == 0 and model.bandwidth == model.half_bytes == math.inf and "inf" in repr(model)

@@ -385,3 +385,23 @@ def test_ddp_keeps_a_copy_of_the_gradients_unless_they_lie_in_its_buckets(ranks)
 
 def test_zero_states_of_all_ranks_sum_to_those_of_one(ranks):
     assert sum(ledger.optimizer_states for ledger in ranks["zero"]) == ranks["plain"][0].optimizer_states
+
+
+def test_gradients_that_zero_grad_lets_go_do_not_count_twice():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters())
+    n_bytes = sum(p.nbytes for p in model.parameters())
+
+    def step():
+        optimizer.zero_grad()
+        model(torch.randn(8, 64)).sum().backward()
+        optimizer.step()
+
+    step()
+    with memory_ledger(model, optimizer) as second:
+        step()
+    with memory_ledger(model, optimizer) as two:
+        step()
+        step()
+    assert second.gradients == two.gradients == n_bytes
+    assert two.peak == second.peak

@@ -74,6 +74,15 @@ def test_mfu_is_on_a_second_axis():
     inside(ax)
 
 
+def test_mfu_is_of_one_rank_s_device_and_asks_for_flops():
+    one, two = (plots.plot_throughput(recorded([0.01] * n, flops=5e7), 1e10) for n in (1, 2))
+    for ax, n in ((one, 1), (two, 2)):
+        ax.figure.canvas.draw()
+        assert ax.child_axes[0].get_ylim()[1] / ax.get_ylim()[1] == pytest.approx(50 / (1000 * n))
+    with pytest.raises(ValueError, match="flops=True"):
+        plots.plot_throughput(recorded([0.01]), peak_flops_per_second=1e10)
+
+
 def test_many_ranks_are_drawn_without_a_legend_of_each():
     ax = plots.plot_throughput(recorded([0.01] * 12))
     assert len(ax.get_legend().get_texts()) == 2 and len(ax.lines) == 14

@@ -223,6 +223,7 @@ def test_the_operators_of_the_cpu_are_kept_for_the_export():
 def test_nccl_without_its_description_is_known_by_the_name_of_its_kernel():
     found = read(trace(kernel("ncclDevKernel_AllGather_RING_LL(args)", 0, 9, 1, stream=20)))[0]
     assert [(e.kind, e.what, e.group) for e in found] == [("communication", "all_gather", None)]
-    ends = {"Collective name": "send", "Src Rank": 0, "Dst Rank": 1}
-    found = read(trace(kernel("ncclDevKernel_SendRecv(args)", 0, 9, 1, stream=20, **ends)))[0]
-    assert [(e.what, e.group) for e in found] == [("send", (0, 1))]
+    for rank, end, other in ((0, "send", {"Dst Rank": 1}), (1, "recv", {"Src Rank": 0}), (0, "send", {})):
+        named = {"Collective name": end, **other}  # PyTorch writes the other end only
+        found = read(trace(kernel("ncclDevKernel_SendRecv(args)", 0, 9, 1, stream=20, **named)), rank=rank)[0]
+        assert [(e.what, e.group) for e in found] == [(end, (0, 1) if other else None)]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+import weakref
 
 import pytest
 import torch
@@ -113,6 +114,40 @@ def test_a_step_that_break_or_an_error_cuts_short_is_not_kept():
     assert len(loop.rows) == 5
 
 
+def test_each_time_round_is_a_loop_of_its_own(monkeypatch):
+    reports = []
+    monkeypatch.setattr(tracking, "send_to", reports.append)
+    loop = track(range(3), samples=10)
+    for _ in range(2):
+        for _ in loop:
+            pass
+    throughput = Throughput.of_reports([(0, report) for report in reports])
+    assert throughput.steps.groupby("loop").size().tolist() == [3, 3]
+    assert len(loop.throughput) == 3
+
+
+def test_what_cannot_be_recorded_is_refused_where_it_is_said():
+    for _ in (loop := track(range(2), samples=lambda i: torch.tensor(i + 5))):
+        with pytest.raises(ValueError, match="seconds"):
+            loop.log(seconds=1.0)
+        with pytest.raises(ValueError, match="one element"):
+            loop.log(loss=torch.zeros(2))
+    assert loop.throughput.steps.samples.tolist() == [5, 6]
+
+
+def test_no_batch_is_kept_longer_than_its_step():
+    class Batch:
+        shape = (4,)
+
+    kept, alive = weakref.WeakSet(), []
+    for batch in (loop := track(Batch() for _ in range(5))):
+        kept.add(batch)
+        del batch
+        alive.append(len(kept))
+    assert alive == [1] * 5 and not kept, "track() holds the current batch only"
+    assert loop.throughput.steps.samples.tolist() == [4] * 5
+
+
 def test_a_metric_keeps_the_value_it_had():
     total = torch.zeros(())
     for _ in (loop := track(range(3))):
@@ -194,11 +229,12 @@ def test_on_a_gpu_events_tell_the_time_and_the_loop_waits_only_at_its_end(clock,
         clock.now += 0.3  # the processor; a report is due at each step
         assert Event.synchronized == 0
         if i == 2:
-            Event.made[1].over = True  # the first step has passed on the device
+            Event.made[2].over = True  # the first step has passed on the device
     assert Event.synchronized == 3
-    assert [row[2] for row in loop.rows] == pytest.approx([0.008] * 4)
+    assert [row[2] for row in loop.rows] == pytest.approx([0.016] * 4)
+    assert [row[3] for row in loop.rows] == pytest.approx([0.008] * 4), "the GPU's wait, not the host's"
     starts = [row[1] - loop.rows[0][1] for row in loop.rows]
-    assert starts == pytest.approx([0.0, 0.008, 0.016, 0.024], abs=1e-6)
+    assert starts == pytest.approx([0.0, 0.016, 0.032, 0.048], abs=1e-6)
     assert [len(report["rows"]) for report in reports] == [1, 3]
 
 

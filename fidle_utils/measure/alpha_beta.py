@@ -25,12 +25,12 @@ class AlphaBeta:
     @property
     def bandwidth(self):
         """Bytes per second of a message so long that α does not count: 1/β."""
-        return 1 / self.beta
+        return 1 / self.beta if self.beta else math.inf
 
     @property
     def half_bytes(self):
         """The bytes of a message that reaches half of the bandwidth: α/β, Hockney's n½."""
-        return self.alpha / self.beta
+        return self.alpha / self.beta if self.beta else math.inf
 
     def seconds(self, n_bytes, messages=1):
         """Return the seconds of `messages` one after the other, with `n_bytes` in all."""

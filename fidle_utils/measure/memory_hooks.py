@@ -37,7 +37,7 @@ class Watch:
         ledger.moments.clear()
         self._levels = {}  # (part, device) → bytes
         self._holders = {}  # storage of an activation → how many hold it
-        self._inputs, self._gathered, self._gradients = set(), {}, set()
+        self._inputs, self._gathered, self._gradients = set(), {}, {}
         self._forward = False
         self._see_buckets()
         # Kept, because FSDP2 puts full parameters in their place for a while.
@@ -101,8 +101,8 @@ class Watch:
         gradients = (p.grad for p in self._parameters if p.grad is not None)
         gradients = unique(gradients, without=self._known)
         states = (state for optimizer in self._optimizers for state in optimizer_tensors(optimizer))
-        self._gradients, self._gradient_bytes = set(gradients), _bytes_by_device(gradients)
-        self._follow_gradients()
+        self._gradients = {key: seen for key, seen in self._gradients.items() if key in gradients}
+        self._see_gradients(gradients)
         states = unique(states, without=self._known.keys() | gradients.keys())
         self._set("optimizer states", _bytes_by_device(states))
         self._sample_gathered()
@@ -238,15 +238,25 @@ class Watch:
             self._add("inputs", device, -n_bytes)
 
     def _after_gradient(self, parameter):
-        new = {s._cdata: s for s in storages(parameter.grad) if s._cdata not in self._gradients}
-        self._gradients |= new.keys()
-        for device, n_bytes in _bytes_by_device(new).items():
-            self._gradient_bytes[device] = self._gradient_bytes.get(device, 0) + n_bytes
-        self._follow_gradients()
+        self._see_gradients({s._cdata: s for s in storages(parameter.grad)})
         self._sample_gathered()  # FSDP2 has just emptied some
 
+    def _see_gradients(self, found):
+        for key, storage in found.items():
+            if key not in self._gradients:
+                self._gradients[key] = storage.device.type, storage.nbytes()
+                if self._open:  # `zero_grad` lets it go, maybe in the middle of what is watched
+                    weakref.finalize(storage, self._gradient_freed, key).atexit = False
+        self._follow_gradients()
+
+    def _gradient_freed(self, key):
+        if self._open and self._gradients.pop(key, None):
+            self._follow_gradients()
+
     def _follow_gradients(self):
-        n_bytes = dict(self._gradient_bytes)
+        n_bytes = {}
+        for device, size in self._gradients.values():
+            n_bytes[device] = n_bytes.get(device, 0) + size
         for device, in_buckets in self._views_of.items():
             n_bytes[device] = max(n_bytes.get(device, 0), in_buckets)  # the buckets stay when `.grad` is None
         self._set("gradients", n_bytes)

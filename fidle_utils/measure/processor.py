@@ -99,11 +99,11 @@ def watch_others():
 
 
 def output(*command):
-    """Return what a command prints, or "" if it is absent, fails or takes more than two seconds."""
+    """Return what a command prints, or "" if it is absent, fails or takes more than ten seconds."""
     if shutil.which(command[0]) is None:
         return ""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=2, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 

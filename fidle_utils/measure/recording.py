@@ -58,8 +58,9 @@ def collect():
     finally:
         _stopped = None
         os.remove(path)
-    events, operators = read(trace, _groups_of_gloo())
-    return {"rank": int(os.environ.get("RANK", 0)), "events": events, "operators": operators}
+    rank = int(os.environ.get("RANK", 0))
+    events, operators = read(trace, _groups_of_gloo(), rank)
+    return {"rank": rank, "events": events, "operators": operators}
 
 
 def _stop_if_the_next_cell_fails():

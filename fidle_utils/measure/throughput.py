@@ -95,7 +95,8 @@ class Throughput:
         """Model FLOPs utilisation of each rank, a pandas.Series: FLOPs achieved over those of the device.
 
         `peak_flops_per_second` is of one rank's device, for the precision used; say with the number whether
-        it is the maker's or one you measured. Source: Chowdhery et al., PaLM, 2022, appendix B.
+        it is the maker's or one you measured. FLOPs that activation checkpointing computes again are not the
+        model's: give `track` a formula then. Source: Chowdhery et al., PaLM, 2022, appendix B.
         """
         table = self.summary()
         if "flops_per_second" not in table:

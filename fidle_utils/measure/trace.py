@@ -65,7 +65,7 @@ class _Slice(NamedTuple):
     args: dict
 
 
-def read(trace, group_of_thread=None):
+def read(trace, group_of_thread=None, rank=0):
     """Return the outermost events of a kind, and all operators, as two lists of Event.
 
     `trace`: what is in the file of `export_chrome_trace`. `group_of_thread`: the ranks served by a thread of
@@ -96,7 +96,7 @@ def read(trace, group_of_thread=None):
     gpus = {gpu for gpu, _ in streams}
     for (gpu, stream), ours in streams.items():
         lane = f"GPU {gpu} stream {stream}" if len(gpus) > 1 else f"stream {stream}"
-        events += [_gpu_event(one, lane, launch) for one in ours]
+        events += [_gpu_event(one, lane, launch, rank) for one in ours]
     operators = [
         Event("", "", one.name, lanes[thread], None, one.start, one.end)
         for thread, ours in threads.items()
@@ -247,11 +247,11 @@ def _launches(slices, outermost):
     return kinds
 
 
-def _gpu_event(one, lane, launch):
+def _gpu_event(one, lane, launch, rank):
     start, end, args = one.start, one.end, one.args
     if one.name.startswith(_ON_GPU):
         what = collective(args.get("Collective name", "")) or collective(one.name.split("(")[0])
-        return Event("communication", what, one.name, lane, _group(args, what), start, end)
+        return Event("communication", what, one.name, lane, _group(args, what, rank), start, end)
     if one.category == "gpu_memcpy" and any(way in one.name for way in ("HtoD", "DtoH", "PtoP")):
         return Event("data transfer", "", one.name, lane, None, start, end)
     keys = [(key, args[key]) for key in ("correlation", "External id") if key in args]
@@ -259,10 +259,14 @@ def _gpu_event(one, lane, launch):
     return Event(kind if kind in COMPUTING else "compute", "", one.name, lane, None, start, end)
 
 
-def _group(args, what):
-    """The ranks of a kernel of NCCL, from "[0, 1, 2, 3]", or (source, destination)."""
+def _group(args, what, rank):
+    """The ranks of a kernel of NCCL, from "[0, 1, 2, 3]", or (source, destination).
+
+    PyTorch writes only the other end: the destination of a send, the source of a recv.
+    """
     ranks = tuple(map(int, re.findall(r"\d+", str(args.get("Process Group Ranks", "")))))
     if what in _TO_ONE:
-        ends = args.get("Src Rank"), args.get("Dst Rank")
-        return ends if None not in ends else None
+        if what == "send":
+            return (rank, int(args["Dst Rank"])) if "Dst Rank" in args else None
+        return (int(args["Src Rank"]), rank) if "Src Rank" in args else None
     return ranks or None

@@ -10,6 +10,18 @@ from pathlib import Path
 
 __all__ = ["track"]
 
+RESERVED = {
+    "rank",
+    "loop",
+    "name",
+    "step",
+    "start_s",
+    "seconds",
+    "data_seconds",
+    "samples",
+    "flops",
+    "warmup",
+}
 SEND_SECONDS = 0.25  # between two reports of a loop
 _numbers = itertools.count()
 _running = weakref.WeakSet()
@@ -44,8 +56,7 @@ class Track:
         self.iterable, self.samples, self.name, self.unit = iterable, samples, name, unit
         self.total, self.warmup, self.flops = total, warmup, None if flops is True else flops
         self._count_flops = flops is True
-        self.number = next(_numbers)
-        self.rows, self._sent_rows, self._pending, self._metrics = [], 0, [], {}
+        self.number, self.rows, self._sent_rows, self._pending, self._metrics = None, [], 0, [], {}
         self._report = send_to or _Alone()
 
     def __len__(self):
@@ -55,7 +66,10 @@ class Track:
 
     def log(self, **metrics):
         """Keep numbers or tensors of one element with the current step; nothing waits for a GPU."""
-        self._metrics.update({name: _copy(value) for name, value in metrics.items()})
+        for name, value in metrics.items():
+            if name in RESERVED:
+                raise ValueError(f"log({name}=…): track() itself records {name!r}; choose another name.")
+            self._metrics[name] = _copy(value, f"log({name}=…)")
 
     @property
     def throughput(self):
@@ -66,16 +80,22 @@ class Track:
 
     def __iter__(self):
         _running.add(self)
-        begin = _Stamp()
-        self._origin, self._epoch, self._sent_at = begin, begin.epoch, begin.host
-        iterator, counter = iter(self.iterable), None
+        self.number, self.rows, self._sent_rows = (
+            next(_numbers),
+            [],
+            0,
+        )  # each time round is a loop of its own
+        clock, pending, iterator, counter = time.perf_counter, self._pending, iter(self.iterable), None
+        cuda = _uses_cuda()  # asked now and then: in a loop of long steps even this call takes microseconds
+        event, begin = _event() if cuda else None, clock()
+        self._origin, self._epoch, self._sent_at = (begin, event), time.time(), begin
         try:
             for step in itertools.count():
                 try:
                     item = next(iterator)
                 except StopIteration:
                     break
-                waited = time.perf_counter() - begin.host
+                arrived = clock(), _event() if cuda else None  # a GPU that still works does not wait
                 self._metrics = {}
                 if step == 0 and self._count_flops:
                     counter = _flop_counter()
@@ -83,12 +103,16 @@ class Track:
                 if counter is not None:
                     counter.__exit__(None, None, None)
                     self.flops, counter = counter.get_total_flops(), None
-                end = _Stamp()
-                self._pending.append((step, begin, end, waited, self._samples_of(item), self._metrics))
-                begin = end
-                if end.host - self._sent_at > SEND_SECONDS:
+                samples = self._samples_of(item)
+                del item  # a batch may be large
+                passed, end = _event() if cuda else None, clock()
+                pending.append((step, (begin, event), (end, passed), arrived, samples, self._metrics))
+                begin, event = end, passed
+                if end - self._sent_at > SEND_SECONDS:
                     self.report()
-                    begin = _Stamp() if end.event is None else end  # what the report cost is no step's time
+                    cuda = _uses_cuda()
+                    if not cuda:
+                        begin = clock()  # what the report cost is no step's time
         finally:
             if counter is not None:
                 counter.__exit__(None, None, None)
@@ -96,13 +120,13 @@ class Track:
 
     def report(self, done=False):
         """Send what is over since the last report; `done`: wait for all of it, no more will come."""
+        if done:
+            _running.discard(self)
         self._read(wait=done)
         rows, self._sent_rows = self.rows[self._sent_rows :], len(self.rows)
         if rows or done:
             self._report(self._as_report(rows, done))
         self._sent_at = time.perf_counter()
-        if done:
-            _running.discard(self)
 
     def _as_report(self, rows, done=True):
         return dict(
@@ -112,49 +136,50 @@ class Track:
     def _read(self, wait):
         """Turn the steps that have passed on the device into rows."""
         done = 0
-        for step, begin, end, waited, samples, metrics in self._pending:
-            if not end.passed(wait):
+        for step, begin, end, arrived, samples, metrics in self._pending:
+            if not _passed(end, wait):
                 break
             done += 1
-            start = self._epoch + (begin - self._origin)
+            start = self._epoch + _seconds(self._origin, begin)
             metrics = {name: float(value) for name, value in metrics.items()}
+            samples = None if samples is None else float(samples)
             warm = step < max(self.warmup, int(self._count_flops))
-            self.rows.append([step, start, end - begin, waited, samples, self.flops, warm, metrics])
+            waited = _seconds(begin, arrived)
+            self.rows.append([step, start, _seconds(begin, end), waited, samples, self.flops, warm, metrics])
         del self._pending[:done]
 
     def _samples_of(self, item):
         if self.samples is None:
             return _length(item)
-        return self.samples(item) if callable(self.samples) else self.samples
+        return _copy(self.samples(item), "samples") if callable(self.samples) else self.samples
 
 
-class _Stamp:
-    """A moment: of the processor, and of the GPU's current stream if this process uses one."""
+# A moment is a pair: seconds of the processor's clock, and an event on the GPU's stream, if one is in use.
 
-    __slots__ = ("event", "host")
 
-    def __init__(self):
-        self.event = None
-        if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
-            self.event = torch.cuda.Event(enable_timing=True)
-            self.event.record()
-        self.host = time.perf_counter()
+def _event():
+    event = sys.modules["torch"].cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    @property
-    def epoch(self):
-        """Seconds since 1970, comparable between the processes of a machine."""
-        return time.time() - time.perf_counter() + self.host
 
-    def passed(self, wait):
-        if self.event is not None and wait:
-            self.event.synchronize()
-        return self.event is None or self.event.query()
+def _passed(moment, wait):
+    _, event = moment
+    if event is not None and wait:
+        event.synchronize()
+    return event is None or event.query()
 
-    def __sub__(self, earlier):
-        """Seconds from an earlier stamp to this one."""
-        if self.event is None or earlier.event is None:
-            return self.host - earlier.host
-        return earlier.event.elapsed_time(self.event) / 1e3
+
+def _seconds(earlier, later):
+    """Seconds between two moments: the GPU's where both have an event."""
+    if earlier[1] is None or later[1] is None:
+        return later[0] - earlier[0]
+    return earlier[1].elapsed_time(later[1]) / 1e3
+
+
+def _uses_cuda():
+    """True if this process has opened a GPU; asking opens none and imports nothing."""
+    return (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized()
 
 
 class _Alone:
@@ -239,10 +264,12 @@ def _length(item):
     return next((n for part in parts if (n := _length(part)) is not None), None)
 
 
-def _copy(value):
+def _copy(value, what):
     """A value that stays as it is now: the next step may write into the same tensor."""
     if not hasattr(value, "detach"):
         return value
+    if value.numel() != 1:
+        raise ValueError(f"{what} takes numbers and tensors of one element, not shape {tuple(value.shape)}.")
     value = value.detach()
     if not value.is_cuda:
         return value.item()

@@ -25,8 +25,8 @@ def plot_throughput(throughput, peak_flops_per_second=None, title="Throughput", 
 
     `throughput` is a `Throughput`, such as `ranks.throughput`; the warm-up of its first loop is left out.
     A point is what was done in the last 1/20 of the time, from the records: work between two loops shows as a
-    gap. With `peak_flops_per_second` (of all ranks' devices together) and known FLOPs, a second axis shows
-    the model FLOPs utilisation (MFU).
+    gap. With `peak_flops_per_second`, of one rank's device, a second axis shows the model FLOPs utilisation
+    (MFU); raises ValueError if the FLOPs of a step are not known.
     """
     steps, unit = throughput.steps, throughput.unit
     first = steps[(steps.loop == 0) & steps.warmup]
@@ -48,7 +48,8 @@ def plot_throughput(throughput, peak_flops_per_second=None, title="Throughput", 
     ax.set_ylim(0, 1.15 * max(total.max(), mean))
     ax.legend(loc="center left", bbox_to_anchor=(1.22 if peak_flops_per_second else 1, 0.5))
     if peak_flops_per_second:
-        share = steps.flops.sum() / steps.samples.sum() / peak_flops_per_second
+        throughput.mfu(peak_flops_per_second)  # refuses what it cannot know
+        share = steps.flops.sum() / steps.samples.sum() / (peak_flops_per_second * len(rates))
         side = ax.secondary_yaxis("right", functions=(lambda y: 100 * share * y, lambda y: y / (100 * share)))
         side.set_ylabel("MFU (%)")
     source_note(ax, "measured here")

@@ -1,5 +1,6 @@
 """Figures of timelines: what each rank did, and when."""
 
+from collections import defaultdict
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -68,15 +69,24 @@ def _draw_communicating(ax, row, events, hatches):
     numbers = tracks(list(zip(events.start_ms, events.end_ms, strict=True)))
     n_tracks = min(max(numbers, default=0) + 1, 4)
     height = 0.4 / n_tracks
+    spans = defaultdict(list)  # one collection for all bars that look alike: thousands would take seconds
     for event, number in zip(events.itertuples(), numbers, strict=True):
         low = row + 0.03 + (number % n_tracks) * height
         arrived, hatch = event.start_ms + event.waiting_ms, hatches[event.what]
         parts = [(event.start_ms, arrived, _PALE), (arrived, event.end_ms, COLORS["communication"])]
         for start, end, color in parts:
-            look = {"facecolor": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6, "zorder": 2}
             if start < end:
-                ax.broken_barh([(start, end - start)], (low, 0.92 * height), label=event.what, **look)
+                spans[event.what, low, color].append((start, end - start))
         _label(ax, event.what, parts, low, height, hatch)
+    for (what, low, color), bars in spans.items():
+        look = {
+            "facecolor": color,
+            "hatch": hatches[what],
+            "edgecolor": "white",
+            "linewidth": 0.6,
+            "zorder": 2,
+        }
+        ax.broken_barh(bars, (low, 0.92 * height), label=what, **look)
 
 
 def _label(ax, text, parts, low, height, hatch):

@@ -39,6 +39,7 @@ class Ranks(Group):
             links = self._choose(only)
             entry = self.history.cell(shown if shown is not None else source, only)
             if timeline:
+                self.timeline = None  # a cell that fails leaves none, and not an old one
                 self._quietly("timeline_start()", links, values=False)
             run = CellRun(links, self._server, timeout=timeout)
             run.run(source, execution_count=execution_count())
