@@ -312,7 +312,7 @@ def test_on_cuda_what_the_ledger_does_not_see_is_other():
     ledger.events += [(0.1, "activations", "cuda", 100), (0.2, "activations", "cuda", -100)]
     ledger.device, ledger.allocated_peak = "cuda", 1024
     assert ledger.other == 1024 - 356
-    assert "fragmentation): 668 bytes" in repr(ledger) and "optimizer states (cpu)" in repr(ledger)
+    assert "other tensors): 668 bytes" in repr(ledger) and "optimizer states (cpu)" in repr(ledger)
 
 
 # ---------------------------------------------------------------------------------------------- four ranks

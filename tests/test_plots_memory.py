@@ -102,3 +102,13 @@ def test_every_part_has_a_colour_of_its_own():
     one = MemoryLedger(0, "cpu", [(0.0, part, "cpu", MB) for part in PARTS])
     colours = {bars[0].get_facecolor() for bars in plot_memory(one).containers if len(bars)}
     assert len(colours) == len(PARTS)
+
+
+def test_what_cuda_allocated_stands_beside_the_parts():
+    on_gpu = ledger(device="cuda")
+    on_gpu.allocated_peak = 2 * on_gpu.total
+    ax = plot_memory([on_gpu, ledger(device="cuda")])
+    (marks,) = (c for c in ax.collections if c.get_label() == "allocated by CUDA, most")
+    ((x, y),) = marks.get_offsets()
+    tallest = max(bar.get_y() + bar.get_height() for bar in ax.patches)
+    assert x == 0 and y == pytest.approx(2 * tallest)

@@ -161,7 +161,7 @@ class MemoryLedger:
         if self.allocated_peak is not None:
             yield (
                 f"CUDA allocated {human_size(self.allocated_peak)} at its peak; "
-                f"other (workspace, temporaries, fragmentation): {human_size(self.other)}"
+                f"other (workspace, temporaries, rounding, other tensors): {human_size(self.other)}"
             )
         elif self.device == "cpu":
             yield "bytes of tensors; the process takes more, as the allocator keeps what was freed"

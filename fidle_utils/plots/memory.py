@@ -15,11 +15,12 @@ def plot_memory(ledgers, device_bytes=None, title="Memory of a training step", a
 
     `ledgers`: `ranks["ledger"]`, one ledger, or a dict, label → ledger or ledgers, to compare: of several the
     rank that takes most is drawn. Each part stands with the most it took. `device_bytes`: the memory of the
-    device, drawn as a line.
+    device, drawn as a line. On CUDA a diamond stands at `torch.cuda.max_memory_allocated`.
     """
     labels, ledgers = _labelled(ledgers)
     totals, peaks = [ledger.total for ledger in ledgers], [ledger.peak for ledger in ledgers]
-    highest = max(*totals, device_bytes or 0, 1)
+    allocated = {x: ledger.allocated_peak for x, ledger in enumerate(ledgers) if ledger.allocated_peak}
+    highest = max(*totals, *allocated.values(), device_bytes or 0, 1)
     unit, factor = _byte_unit(highest)
     bottom = [0] * len(ledgers)
     for part in PARTS:
@@ -35,6 +36,10 @@ def plot_memory(ledgers, device_bytes=None, title="Memory of a training step", a
     low, high = [x - 0.36 for x in range(len(peaks))], [x + 0.36 for x in range(len(peaks))]
     look = {"colors": INK, "linestyles": (0, (2, 1)), "label": "most at one time"}
     ax.hlines([peak / factor for peak in peaks], low, high, **look)
+    if allocated:
+        ys = [n_bytes / factor for n_bytes in allocated.values()]
+        look = {"marker": "D", "s": 60, "color": "white", "edgecolor": INK, "zorder": 4}
+        ax.scatter(list(allocated), ys, label="allocated by CUDA, most", **look)
     if device_bytes:
         ax.axhline(device_bytes / factor, color=GREY, linestyle="--")
         text = f"the device: {human_size(device_bytes)}"
