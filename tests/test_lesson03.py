@@ -118,7 +118,7 @@ def test_the_grid_has_the_groups_of_the_lessons_table(ranks):
 
 def test_sending_first_is_a_deadlock_and_the_report_says_where(ranks):
     error, _ = run_failing(
-        ranks, source("dist.send(mine, dst=right)\ndist.recv").partition("\n")[2], timeout=2
+        ranks, source("dist.send(outgoing, dst=right, group=gloo)\ndist.recv").partition("\n")[2], timeout=2
     )
     assert "ranks 0–3 wait in send" in error.report
 

@@ -119,7 +119,8 @@ plots.plot_memory_ladder(ladder, source=h100["source"]);
 # ## The roofline: two limits, one figure
 #
 # Count two things about an operation: its FLOP (floating-point additions, multiplications…), and the bytes that it
-# must read and write. Their ratio is its *arithmetic intensity* (fr. *intensité arithmétique*), in FLOP/byte.
+# must read and write (fp32: 32-bit numbers, PyTorch's default; fp16, bf16: 16 bits, below). Their ratio is its
+# *arithmetic intensity* (fr. *intensité arithmétique*), in FLOP/byte.
 #
 # Memory delivers so many bytes a second, so an operation of intensity $I$ runs at no more than $I$ times that. And
 # never faster than the arithmetic units can: the *peak* (fr. *performance crête*).
@@ -214,7 +215,8 @@ print(f"formulas: n/6 = {512 / 6:.3f}, 5/8 = {5 / 8}; Adam: {work.adam_step(512*
 # %% tags=["live"]
 layer_norm_guess = predict("Layer norm of 8192 rows of 1024 numbers is…",
                            options=["memory bound", "compute bound"])
-attention_guess = predict("Attention over 512 tokens, 64 numbers a head, in one fused kernel, is…",
+attention_guess = predict("Attention over 512 tokens, 64 numbers a head, in one pass that never writes "
+                          "the scores to memory (*fused*), is…",
                           options=["memory bound", "compute bound"])
 
 # %% tags=["live"]
@@ -249,7 +251,7 @@ verdicts[["level", "intensity", "bound", "percent"]].round(2)
 # gets on this device. (Above 100 % the machine was busier while we measured the roof. `level`: on a CPU, operands that
 # fit in a cache are compared with that cache.)
 #
-# **Only large matmuls and fused attention have the intensity to reach the peak.** The rest is limited by memory:
+# **Only large matmuls and fused attention *can* have the intensity to reach the peak.** The rest is limited by memory:
 # there a faster GPU helps little, and fewer bytes help much. Half of this lesson is about that.
 
 # %% [markdown]
@@ -265,6 +267,9 @@ for gpu in gpus:
     print(f"{gpu['name']:24} ridge at {ridge:.0f} FLOP/byte (published)")
 
 # %% [markdown]
+# Your points count 4 bytes a number. In 16 bits each moves to twice its intensity: imagine that before you compare.
+# Attention over 512 tokens would still be memory bound on an H100.
+#
 # From one GPU to the next the peak grew faster than the memory, so the ridge moves to the right: what was
 # compute bound becomes memory bound. Peaks are never reached, either; the best matmul that others measured:
 
@@ -287,7 +292,7 @@ guess = predict("An H100 in bf16, a linear layer of width 4096: from how many to
 # %%
 from fidle_utils.widgets import roofline_sliders
 
-roofline_sliders(roof, operation="linear layer", dtype="bf16")
+roofline_sliders(roof, operation="linear layer", dtype="bf16" if "bf16" in roof.compute else "fp16")
 
 # %%
 ridge = gpus[-1]["flops_per_second"] / gpus[-1]["bytes_per_second"]
@@ -518,12 +523,12 @@ gpt.zero_grad()
 plots.plot_number_formats(infos, gradients);
 
 # %% [markdown]
-# They fit, barely, on the left side of fp16, and its right side stays empty. This is a batch of 1024 characters. A large
-# language model averages its loss over millions (GPT-3: 3.2 million tokens a step [1]), and each sample's part of the
-# gradient is divided by that many.
+# They fit, barely, on the left side of fp16, and its right side stays empty. This is a batch of 1024
+# characters: each token's part of the gradient, as it travels back through the layers, is divided by the tokens that
+# the loss averages on this device.
 #
-# We imitate: 64 digits that stand for 64 of four million samples, so their loss is divided by $2^{16}$; and the learning
-# rate multiplied by as much, so that fp32 does not notice. A layer's backward in fp16 is done with casts (fp16 matmuls on
+# We exaggerate: the loss of 64 digits is divided by $2^{16}$, and the learning rate multiplied by as much, so that
+# fp32 does not notice. A layer's backward in fp16 is done with casts (fp16 matmuls on
 # a CPU are far too slow): the gradient that passes through a layer is rounded to fp16.
 
 # %%
@@ -692,7 +697,7 @@ print(f"the same losses; its scale ended at 2^{math.log2(library.get_scale()):.0
 # %% [markdown]
 # bf16 needs none of this: its range is that of fp32. Hence its success from the A100 on. **fp8** needs more: its range
 # and its digits are so few that every tensor gets a scale of its own (Transformer Engine, torchao). Micikevicius
-# et al. (2018) [2] brought the three parts of fp16 training together: master weights, loss scaling, sums in fp32.
+# et al. (2018) [1] brought the three parts of fp16 training together: master weights, loss scaling, sums in fp32.
 
 # %% [markdown]
 # ## One kernel instead of four: `torch.compile`
@@ -875,8 +880,10 @@ nodes[["gpu", "gpus_per_node", "cores", "cpus_per_task"]]
 
 # %% [markdown]
 # **Pinning.** To send a batch to the GPU the driver needs pages of memory that the system will not move: *pinned* (fr.
-# *épinglées*). `DataLoader(pin_memory=True)` puts batches there, then `x.to(device, non_blocking=True)` returns at once
-# and the copy runs while the GPU computes. On a GPU this cell measures both ways.
+# *épinglées*). `DataLoader(pin_memory=True)` puts batches there, then `x.to(device, non_blocking=True)` returns at
+# once and Python goes on. For the copy to run *while the GPU computes* it must also be on a stream of its own
+# (`torch.cuda.Stream`). Copies from ordinary pages pass through a pinned buffer first, and are slower. On a GPU this
+# cell measures both ways.
 
 # %%
 if device.type == "cuda":
@@ -919,7 +926,7 @@ reveal(guess, times[0] / times[1],
 # %% [markdown]
 # Large gain or none: it depends on the processor, the size and the library. On GPUs the reason is better known: tensor
 # cores multiply along the channels, and cuDNN's kernels for them read channels last; from the other order they first
-# transpose [3]. There, use it for every CNN in 16 bits.
+# transpose [2]. There, use it for every CNN in 16 bits.
 
 # %% [markdown]
 # ## Waves: why 1153 can be slower than 1152
@@ -1023,16 +1030,18 @@ plots.plot_timelines({"one step of the GPT": step});
 total_ms = step.events.assign(ms=step.events.end_ms - step.events.start_ms).groupby("kind").ms.sum()
 reveal(guess, total_ms["backward"] / total_ms["forward"],
        why="Each matmul of forward has two in backward, for the gradients of its input and of its weights: "
-       "about 2 where matmuls fill the time, and less here, where the rest weighs as much.")
+       "about 2 where matmuls fill the time. Where the rest or the launches weigh as much, it may be less.")
 total_ms.round(2)
 
 # %% [markdown]
 # Which operations take the time? An operator that calls others counts with them, so read only the leaves: `mm` and
-# `addmm` are the matmuls.
+# `addmm` are the matmuls. (On a GPU: its kernels, and not the operators that launch them.)
 
 # %%
-operators = step.operators.assign(ms=step.operators.end_ms - step.operators.start_ms)
-operators = operators[operators.name.str.startswith("aten::")]
+operators = step.events if device.type == "cuda" else step.operators
+operators = operators.assign(ms=operators.end_ms - operators.start_ms)
+if device.type == "cpu":
+    operators = operators[operators.name.str.startswith("aten::")]
 operators.groupby("name").ms.agg(["count", "sum"]).sort_values("sum", ascending=False).head(8).round(2)
 
 # %% [markdown]
@@ -1138,11 +1147,9 @@ check(bottlenecks, truth, name="bottlenecks",
 # %% [markdown]
 # ## Sources
 #
-# - [1] T. Brown et al., *Language Models are Few-Shot Learners*, 2020, Table 2.1,
-#   [arXiv:2005.14165](https://arxiv.org/abs/2005.14165): batch sizes of GPT-3.
-# - [2] P. Micikevicius et al., *Mixed Precision Training*, ICLR 2018,
+# - [1] P. Micikevicius et al., *Mixed Precision Training*, ICLR 2018,
 #   [arXiv:1710.03740](https://arxiv.org/abs/1710.03740).
-# - [3] NVIDIA, *Convolutional Layers User's Guide*, tensor layouts; *Matrix Multiplication Background User's Guide*, tile
+# - [2] NVIDIA, *Convolutional Layers User's Guide*, tensor layouts; *Matrix Multiplication Background User's Guide*, tile
 #   and wave quantization: https://docs.nvidia.com/deeplearning/performance/
 # - S. Williams, A. Waterman, D. Patterson, *Roofline: an insightful visual performance model for multicore
 #   architectures*, Communications of the ACM 52(4), 2009.
@@ -1172,7 +1179,7 @@ reveal(q2, "the giving of the order",
        why="The call returns while the GPU still works; wait before you read the clock.")
 
 # %%
-q3 = predict("A training in fp16 on V100: the loss stays where it began, no error. First suspect:",
+q3 = predict("Training in fp16 on V100, without loss scaling: the loss stays where it began. First suspect:",
              options=["overflow", "gradients that underflow", "too many workers"])
 q4 = predict("data_wait is 70 %. What helps?", options=["bf16", "torch.compile", "more workers"])
 q5 = predict("Adam in bf16 instead of fp32 (states too) moves half the bytes. Its intensity…",

@@ -51,6 +51,8 @@ from fidle_utils.widgets import step_through
 # To see where a number goes, every rank marks its own. Rank 0 holds 1, 2, 3, 4; rank 1 ten times that; rank 2 a
 # hundred times; rank 3 a thousand times. After an addition you can still read who gave what: in 1200, the thousand
 # comes from rank 3 and the two hundred from rank 2.
+#
+# Two libraries carry the messages: **NCCL** between GPUs, **gloo** between CPUs.
 
 # %% tags=["live"]
 %%ranks
@@ -210,9 +212,9 @@ print(f"{', '.join(expected)}: all eight equal to one process")
 # ## Two by two
 #
 # Under every collective there are messages from one rank to one other: *point to point* (fr. *point à point*).
-# `send` gives, `recv` takes; both wait until the message has gone. `isend` and `irecv` (i for *immediate*) return at
-# once, with a promise: `.wait()` when you need it kept. (Between GPUs, the first message of a pair also sets up their
-# link, and even `irecv` may wait for that.)
+# `send` gives, `recv` takes; both wait until the message has gone (with NCCL only the GPU's queue waits, Python goes
+# on). `isend` and `irecv` (i for *immediate*) return at once, with a promise: `.wait()` when you need it kept.
+# (Between GPUs, the first message of a pair also sets up their link, and even `irecv` may wait for that.)
 
 # %%
 %%ranks
@@ -244,9 +246,10 @@ guess = predict("All four send first, then receive. What happens?", options=["it
 # %% tags=["live", "raises-exception"]
 %%ranks --timeout 3
 right, left = (rank + 1) % world_size, (rank - 1) % world_size
-received = torch.zeros_like(mine)
-dist.send(mine, dst=right)
-dist.recv(received, src=left)
+gloo = dist.new_group(backend="gloo")   # NCCL's send returns once it is queued
+outgoing, received = mine.cpu(), torch.zeros_like(mine, device="cpu")
+dist.send(outgoing, dst=right, group=gloo)
+dist.recv(received, src=left, group=gloo)
 
 # %% tags=["live"]
 reveal(guess, "it hangs", why="Each send waits for a recv that its neighbour has not reached: it waits too.")
@@ -322,7 +325,7 @@ pieces[(rank - 1) % world_size] += incoming
 # %% tags=["live"]
 plots.plot_collective(ranks["mine"], ranks["tensor"], "one step of the ring");
 
-# %% [markdown]
+# %% [markdown] tags=["live"]
 # Now rank 1 holds 11: pieces of ranks 0 and 1. Next it passes *that* piece on, rank 2 adds its own, and so on.
 #
 # - **Phase one**, n − 1 steps. In step k = 0, 1, 2…, rank r passes piece (r − k) on, and adds what comes in to piece
@@ -330,7 +333,8 @@ plots.plot_collective(ranks["mine"], ranks["tensor"], "one step of the ring");
 # - Then each rank holds *one* complete piece: rank r has piece (r + 1).
 # - **Phase two**, n − 1 steps: the complete pieces go round. In step k, rank r passes piece (r + 1 − k) on, and what
 #   comes in *replaces* piece (r − k).
-#
+
+# %% [markdown]
 # **Exercise 1.** Write it. In place; n divides the length of the tensor. You have `pass_on(outgoing, incoming)`,
 # `rank` and `world_size`. The check counts what you send.
 
@@ -417,8 +421,9 @@ for n in (2, 4, 8, 64, 1000):
 reveal(guess, "are about the same", why="2(n−1)/n · S stays under 2 S. The number of messages grows instead.")
 
 # %% [markdown]
-# No algorithm can send less: 2(n−1)/n · S is the least for an all_reduce [3]. But 1000 ranks send 1998 messages one
-# after the other, and even an empty message takes time. We come back to that.
+# As long as the ranks themselves do the sums, no algorithm can send less: 2(n−1)/n · S is the least for an
+# all_reduce [3]. But 1000 ranks send 1998 messages one after the other, and even an empty message takes time. We come
+# back to that.
 #
 # ## The two halves of an all_reduce
 #
@@ -439,7 +444,8 @@ for after in ranks["after"]:
 
 # %% [markdown]
 # Remember this equality. Between the halves, each rank holds a *quarter* of the sum. If the optimizer does its work
-# right there, it needs a quarter of its memory, and not one byte more is sent: that is ZeRO (lesson 08).
+# right there, it needs a quarter of its memory, and not one byte more is sent: that is ZeRO, stages 1 and 2
+# (lesson 08); stage 3 sends half as much again.
 
 # %% [markdown]
 # ## Fewer steps: trees
@@ -679,7 +685,8 @@ reveal(guess, ratio, why="A short message costs about as much as a shorter one: 
 # $$t \;=\; \text{messages} \cdot \alpha \;+\; \text{bytes sent} \cdot \beta$$
 #
 # A ring all_reduce of S bytes on n ranks sends 2(n−1) messages and 2(n−1)/n · S bytes: on two ranks, 2 messages and
-# S bytes. Two unknowns, fifteen measurements: least squares (fr. *moindres carrés*) finds α and β.
+# S bytes. Two unknowns, fifteen measurements: least squares (fr. *moindres carrés*), each squared error divided by the
+# measured time so that short messages count too, finds α and β.
 
 # %% tags=["live"]
 model = fit(list(medians), list(medians.values()), messages=2)
@@ -741,8 +748,12 @@ for n_bytes, seconds in four.items():
     print(f"{n_bytes / 1024:6.0f} KiB: predicted {1e3 * model.all_reduce(4, n_bytes):6.2f} ms, "
           f"measured {1e3 * statistics.median(seconds):6.2f} ms: {misses[-1]:.1f} times")
 miss = statistics.median(misses)
-reveal(guess, "too optimistic" if miss > 1.5 else "too pessimistic" if miss < 0.67 else "about right",
-       why="The model gives every rank a processor and a link of its own.")
+verdict = "too optimistic" if miss > 1.5 else "too pessimistic" if miss < 0.67 else "about right"
+reveal(guess, verdict, why={
+    "too optimistic": "It gives every rank a processor and a link of its own.",
+    "too pessimistic": "Much of α is paid once a collective, not once a message: starting a kernel, say.",
+    "about right": "A processor and a link for each rank, as the model supposes.",
+}[verdict])
 
 # %%
 import os
@@ -768,15 +779,19 @@ reveal(guess, "recursive doubling", why="Short messages: only the steps count, 3
 plots.plot_algorithms(model, n_ranks=8);
 
 # %% [markdown]
-# Long messages: only the bytes count, and the ring sends as few as can be. That is why libraries carry several algorithms
-# and choose by size; and why you should send **few, long messages** (DDP's buckets, in lesson 04).
+# Long messages: only the bytes count. Ring and halving-doubling send equally few, and on paper the ring never wins. It
+# does in real networks: it uses only links between neighbours, and α–β knows no links that are shared. That is why
+# libraries carry several algorithms and choose by size; and why you should send **few, long messages** (DDP's
+# buckets, in lesson 04).
 
 # %% [markdown]
 # ## Two bandwidths
 #
 # How fast is an all_reduce? Divide the bytes of the tensor by the time: the *algorithm bandwidth*, S/t. It depends
-# on the number of ranks, since each must send 2(n−1)/n · S. Multiply by that factor: the **bus bandwidth**, what a
-# link really carried. That is the number to compare with a data sheet, on any number of ranks [5].
+# on the number of ranks, since each must send 2(n−1)/n · S. Multiplied by that factor, it is the **bus bandwidth**: what a
+# link carries if the ranks do the sums. (Switches that add, NVLink SHARP or NVLS, make ranks send less. Then it may
+# exceed the data sheet: look for 8×H200 in the figure.) That is the number to compare with a data sheet, on any
+# number of ranks [5].
 #
 # **Exercise 3.** Write both, in bytes per second. The check applies your function to published measurements.
 
@@ -846,12 +861,12 @@ print(f"a message that reaches half of the bandwidth: {a100_model.half_bytes / 1
       f"{model.half_bytes / 1e3:.0f} kB here")
 
 # %% [markdown]
-# R² is 1 to four digits, and yet one size is far off: that is how R² flatters. Look at the published times of 1, 2
-# and 4 MiB: all three lie between 101 and 102 µs. NCCL probably changes its way of sending there; α and β know one
-# way only.
+# R² is 1 to four digits, and yet the shortest message is off by more than a half and 16 MiB by nearly a third: R² sees
+# only the gigabytes. One reason is in the table: 1, 2 and 4 MiB all take between 101 and 102 µs. NCCL probably
+# changes its way of sending there; α and β know one way only.
 #
-# The data sheet of the A100 says 300 GB/s a direction for its NVLink; about 235 are reached [6]. Four fifths of the
-# sheet is a *good* result.
+# The data sheet of the A100 says 600 GB/s for its NVLink, both directions added: 300 each way. About 235 are reached
+# [6]. Four fifths of the sheet is a *good* result.
 #
 # ## Traps
 #
@@ -971,6 +986,8 @@ print("backend          ", dist.get_backend())
 #
 # ## Go further
 #
+# First `%ranks 4`, and run the cells that define `timed` and `pass_on` again.
+#
 # - In the ring, send the pieces as bfloat16 and add in float32: half the bytes. How far is the sum?
 # - `%ranks 8`, then the cells up to the trees: films of eight ranks. How many steps has each algorithm now?
 # - Write broadcast as a *chain* of pieces and as a *tree*. Which wins for 16 MiB, which for 1 KiB?
@@ -1013,13 +1030,15 @@ q3 = predict("1000 tensors of 1 kB, one all_reduce each. To go faster…",
 q4 = predict("reduce_scatter, then all_gather. Together they are…",
              options=["an all_to_all", "an all_reduce"])
 q5 = predict("Only rank 0 calls new_group([0, 1]). Then…",
-             options=["ranks 0 and 1 share a group", "it is a mistake: all ranks must call it"])
+             options=["ranks 0 and 1 share a group",
+                      "it is a mistake: all ranks must call it (default arguments)"])
 q6 = predict("8 GPUs all_reduce 1 GB in 8 ms. The bus bandwidth is about…",
              options=["125 GB/s", "219 GB/s", "1000 GB/s"])
 
 # %%
 reveal(q3, "send one tensor of 1 MB", why="1000 α against one: for short messages the link hardly counts.")
 reveal(q4, "an all_reduce", why="Each rank gets a piece of the sum, then all pieces go to all.")
-reveal(q5, "it is a mistake: all ranks must call it", why="Also those outside the group, in the same order.")
+reveal(q5, "it is a mistake: all ranks must call it (default arguments)",
+       why="Also those outside the group, in the same order.")
 algorithm, bus = bandwidths(8, 1e9, 8e-3)
 reveal(q6, "219 GB/s", why=f"S/t = {algorithm / 1e9:.0f} GB/s, times 2·7/8: {bus / 1e9:.0f} GB/s.")
