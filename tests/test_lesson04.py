@@ -1,7 +1,6 @@
 """The figures of lesson 04: each says where its numbers come from, and nothing in it warns or is cut off."""
 
 import math
-import warnings
 
 import matplotlib
 
@@ -10,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.text import Text
+from figure_helpers import whole
 
 from fidle_utils import plots
 
@@ -40,15 +39,7 @@ def test_a_figure_is_whole_and_says_what_it_shows(name):
     before = dict(plt.rcParams)
     ax = np.ravel(draw())[0]
     assert dict(plt.rcParams) == before
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ax.figure.canvas.draw()
-    shown = [text for text in ax.figure.findobj(Text) if text.get_text() and text.get_visible()]
-    assert expected in "\n".join(text.get_text() for text in shown)
-    frame = ax.figure.bbox.padded(2)
-    for text in (t for a in ax.figure.axes for t in (a.title, a._left_title, *a.texts) if t.get_text()):
-        box = text.get_window_extent()
-        assert box.x0 >= frame.x0 and box.x1 <= frame.x1, f"{text.get_text()!r} is cut off"
+    assert expected in whole(ax.figure)
 
 
 def test_the_ring_curve_is_the_formula():

@@ -1,7 +1,6 @@
 """The figures of lesson 02: whole, labelled by where their numbers come from, and right when read back."""
 
 import math
-import warnings
 
 import matplotlib
 
@@ -11,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from figure_helpers import whole
 from matplotlib.colors import to_rgba
-from matplotlib.text import Text
 
 from fidle_utils import plots
 from fidle_utils.measure.timeline import Timeline
@@ -57,15 +56,7 @@ def test_a_figure_is_whole_and_says_where_its_numbers_come_from(name):
     before = dict(plt.rcParams)
     figure = np.ravel(draw())[0].figure
     assert dict(plt.rcParams) == before
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.canvas.draw()
-    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
-    assert expected in "\n".join(text.get_text() for text in shown)
-    frame = figure.bbox.padded(2)
-    for text in (t for ax in figure.axes for t in (ax.title, ax._left_title, *ax.texts) if t.get_text()):
-        box = text.get_window_extent()
-        assert box.x0 >= frame.x0 and box.x1 <= frame.x1, f"{text.get_text()!r} is cut off"
+    assert expected in whole(figure)
 
 
 def bars(ax):

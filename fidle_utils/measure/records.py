@@ -9,12 +9,13 @@ import math
 import platform
 import re
 import shlex
-import subprocess
 import sys
 from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+
+from fidle_utils.measure import processor
 
 __all__ = ["FOLDER", "Record", "RecordError", "available", "ceilings", "load", "new", "save"]
 
@@ -215,22 +216,15 @@ def _versions():
         own = version("fidle-acceleration")
     except PackageNotFoundError:  # run from a folder, not installed
         own = None
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
-    values = (platform.python_version(), torch.__version__, torch.version.cuda, driver or None, own)
+    driver = processor.output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = driver.strip().partition("\n")[0] or None
+    values = (platform.python_version(), torch.__version__, torch.version.cuda, driver, own)
     return dict(zip(_VERSIONS, values, strict=True))
 
 
 def _commit():
     """The commit of this package's repository, None outside of one."""
-    commit = _output("git", "-C", str(FOLDER.parent), "rev-parse", "HEAD")
-    changed = _output("git", "-C", str(FOLDER.parent), "status", "--porcelain", "--untracked-files=no")
+    git = ("git", "-C", str(FOLDER.parent))
+    commit = processor.output(*git, "rev-parse", "HEAD").strip()
+    changed = processor.output(*git, "status", "--porcelain", "--untracked-files=no")
     return f"{commit}+changes" if commit and changed else commit or None
-
-
-def _output(*command):
-    """What a command prints, "" if it is absent or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

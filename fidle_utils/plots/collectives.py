@@ -5,7 +5,7 @@ import statistics
 import matplotlib.pyplot as plt
 from matplotlib.ticker import EngFormatter, LogLocator
 
-from fidle_utils.plots.style import course_style, overlay, source_note
+from fidle_utils.plots.style import binary, course_style, overlay, source_note
 
 
 @course_style()
@@ -34,7 +34,7 @@ def plot_bus_bandwidth(rows=(), recorded=(), published=(), operation="all_reduce
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.xaxis.set_major_locator(LogLocator(base=2**5))
-    ax.xaxis.set_major_formatter(_binary)
+    ax.xaxis.set_major_formatter(binary)
     ax.yaxis.set_major_formatter(EngFormatter("B/s"))
     ax.set(xlabel="bytes of the message", ylabel="bus bandwidth", title=f"What a link carries in {operation}")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -59,11 +59,3 @@ def _medians(rows):
     return zip(
         *((n, statistics.median(row["bus_bandwidth"] for row in group)) for n, group in samples), strict=True
     )
-
-
-def _binary(n_bytes, _=None):
-    """A power of two as people say it: 32 KiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024 or unit == "GiB":
-            return f"{n_bytes:g} {unit}"
-        n_bytes /= 1024

@@ -17,6 +17,7 @@ from fidle_utils.plots.style import (
     GREY,
     INK,
     RANK_COLORS,
+    binary,
     course_style,
     in_style,
     points,
@@ -205,7 +206,7 @@ def plot_alpha_beta(samples, model, n_ranks=2, predicted=(), ax=None):
     ax.set_yscale("log")
     ax.set_ylim(bottom=min(*low, messages * model.alpha or min(low)) / 3)
     ax.set_xticks([size for size in (2**power for power in range(10, 31, 2)) if size <= n_bytes[-1]])
-    ax.xaxis.set_major_formatter(lambda size, _: _binary(size))
+    ax.xaxis.set_major_formatter(binary)
     ax.yaxis.set_major_formatter(EngFormatter("s"))
     ax.set(xlabel="bytes of the tensor", ylabel="seconds", title=f"all_reduce on {n_ranks} ranks: α, then β")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -223,7 +224,7 @@ def plot_algorithms(model, n_ranks, ax=None):
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks([2**power for power in range(10, 31, 5)])
-    ax.xaxis.set_major_formatter(lambda size, _: _binary(size))
+    ax.xaxis.set_major_formatter(binary)
     ax.yaxis.set_major_formatter(EngFormatter("s"))
     ax.set(xlabel="bytes of the tensor", ylabel="seconds", title=f"all_reduce on {n_ranks} ranks, three ways")
     ax.legend()
@@ -236,11 +237,3 @@ def _percentile(values, percent):
     low = int(place)
     high = min(low + 1, len(values) - 1)
     return values[low] + (place - low) * (values[high] - values[low])
-
-
-def _binary(n_bytes):
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:g} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:g} GiB"

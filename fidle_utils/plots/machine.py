@@ -4,7 +4,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from fidle_utils.measure.processor import cache_text
-from fidle_utils.plots.style import GREY, INK, PALE, in_style, points, rank_color, source_note
+from fidle_utils.plots.measures import _byte_unit
+from fidle_utils.plots.style import GREY, INK, PALE, binary, in_style, points, rank_color, source_note
 
 __all__ = ["plot_machine", "plot_memory_sweep"]
 
@@ -72,8 +73,7 @@ def _arrow(ax, start, end, connection="arc3"):
 
 
 def _rate(bytes_per_second):
-    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
-    unit, factor = next((unit for unit in units if bytes_per_second >= unit[1]), units[-1])
+    unit, factor = _byte_unit(bytes_per_second)
     return f"{bytes_per_second / factor:.3g} {unit}/s"
 
 
@@ -98,13 +98,6 @@ def plot_memory_sweep(rates, caches=(), title="Small data is served from a cache
     ax.xaxis.set_major_locator(LogLocator(base=2, numticks=7))
     ax.xaxis.set_minor_locator(LogLocator(base=2, numticks=30))
     ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-    ax.xaxis.set_major_formatter(FuncFormatter(_binary))
+    ax.xaxis.set_major_formatter(FuncFormatter(binary))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     source_note(ax, "measured here")
-
-
-def _binary(n_bytes, _=None):
-    unit, factor = next(
-        (u for u in (("GiB", 1 << 30), ("MiB", 1 << 20)) if n_bytes >= u[1]), ("KiB", 1 << 10)
-    )
-    return f"{n_bytes / factor:g} {unit}"

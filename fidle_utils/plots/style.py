@@ -149,3 +149,11 @@ def overlay(ax, x, y, source, detail="", **kwargs):
     look = {"linestyle": "--", "marker": "s"} if recorded else {"linestyle": ":", "marker": "."}
     label = _wrapped(f"{label} · {detail}" if detail else label, 36)  # beside the axes there is no more room
     return ax.plot(x, y, **{**look, "label": label, **kwargs})[0]
+
+
+def binary(n_bytes, _=None):
+    """Return a power of two as people say it, "32 KiB"; also a formatter of ticks."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024 or unit == "GiB":
+            return f"{n_bytes:g} {unit}"
+        n_bytes /= 1024
