@@ -19,7 +19,8 @@ def is_stub(value):
     if isinstance(value, list | tuple | set):
         return any(map(is_stub, value))
     if isinstance(value, type):
-        return any(is_stub(v) for v in vars(value).values() if inspect.isfunction(v))
+        methods = (getattr(v, "__func__", v) for v in vars(value).values())  # static and class methods too
+        return any(is_stub(v) for v in methods if inspect.isfunction(v))
     return value is ... or (inspect.isfunction(value) and _has_ellipsis(value))
 
 

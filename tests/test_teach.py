@@ -104,7 +104,19 @@ class StubClass:
         return ...
 
 
-@pytest.mark.parametrize("answer", [stub, half_a_stub, StubClass, lambda x: ...], ids=lambda f: f.__name__)
+class StubFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, grad): ...
+
+
+STUBS = [stub, half_a_stub, StubClass, StubFunction, lambda x: ...]
+
+
+@pytest.mark.parametrize("answer", STUBS, ids=lambda f: f.__name__)
 def test_a_function_still_to_write_is_to_do_and_not_called(verdict, answer):
     text = verdict(answer, lambda function: 1 / 0)
     assert text.startswith("… to do: complete `" + answer.__name__)

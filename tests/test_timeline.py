@@ -141,6 +141,11 @@ def test_a_rank_that_was_done_before_the_last_one_came_did_not_wait():
     assert waiting(timeline(root, late)) == [[0], [0]]
 
 
+def test_a_message_that_seems_to_arrive_before_it_is_sent_was_waited_for():
+    receiver, sender = [sent("recv", 2, 9, (0, 1))], [sent("send", 10, 11, (0, 1))]  # a stamp that came late
+    assert waiting(timeline(sender, receiver)) == [[0], [7]]
+
+
 def test_only_ranks_that_were_recorded_are_expected_and_unsure_calls_do_not_wait():
     first, third = [sent("all_reduce", 0, 9, (0, 1, 2))], [sent("all_reduce", 4, 9, (0, 1, 2))]
     made = timeline(first, third, numbers=[0, 2])

@@ -4,6 +4,8 @@ The profiler shows neither: an operator that waits looks like one that computes.
 that wait, send and receive are wrapped in annotations, which `trace.py` reads.
 """
 
+import inspect
+
 import torch
 import torch.distributed as dist
 from torch.profiler import record_function
@@ -42,7 +44,8 @@ def _wrap(owner, method, name):
         with record_function(label):
             return original(self, *args, **kwargs)
 
-    _originals.append((owner, method, original))
+    # As it stands in the class: what getattr gives for a method of ProcessGroup would no longer bind `self`.
+    _originals.append((owner, method, inspect.getattr_static(owner, method)))
     setattr(owner, method, wrapped)
 
 

@@ -23,8 +23,9 @@ class Timeline:
     outermost events are kept. Where there are GPU kernels, computing means them, not what launches them.
 
     waiting_ms is the time from the start of a collective on this rank until its last participant started it
-    too, and 0 if the rank was done before that: it did not have to wait. The k-th call of a collective in a
-    group is the k-th on each of its ranks; the k-th send from a to b meets the k-th recv on b from a.
+    too, and 0 if the rank was done before that: it did not have to wait. (A recv waits until its message is
+    sent, or until it ends, if the stamp of the send came late.) The k-th call of a collective in a group is
+    the k-th on each of its ranks; the k-th send from a to b meets the k-th recv on b from a.
 
     `operators`, with rank, name, lane, start_ms and end_ms, is all that the profiler saw on the CPU, nested.
 
@@ -154,7 +155,11 @@ def _waiting(rows):
         for call in zip(*(sorted(positions) for positions in of_rank.values()), strict=False):
             last = max(start for start, _ in call)
             for start, i in call:
-                waiting[i] = last - start if last <= rows[i][-1] else 0
+                end = rows[i][-1]
+                if rows[i][2] == "recv":
+                    waiting[i] = min(last, end) - start  # nothing arrives before it is sent
+                elif last <= end:
+                    waiting[i] = last - start
     return waiting
 
 
