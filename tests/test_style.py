@@ -14,6 +14,7 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 from test_plots import CPU
 from test_plots import FIGURES as SIMPLE
+from test_plots_mesh import FIGURES as MESH
 
 from fidle_utils import plots
 from fidle_utils.plots import memory, style
@@ -158,9 +159,15 @@ FIGURES = {
     "plot_bus_bandwidth": lambda: plots.plot_bus_bandwidth(BUSES, published=table("nccl_allreduce_busbw")),
     "plot_bytes_sent": SIMPLE["bytes"],
     "plot_communication": lambda: plots.plot_communication([communication()] * 2),
+    "plot_cluster": MESH["cluster"][0],
+    "plot_crossing": MESH["crossing"][0],
     "plot_drift": lambda: plots.plot_drift({"One": [[0, 0], [1, 2]], "Two": [[0, 0], [1, 1]]}),
+    "plot_drops": MESH["drops"][0],
     "plot_equal_losses": lambda: plots.plot_equal_losses([2, 1], [2, 1 + 1e-7], 1e-5),
     "plot_layer_times": lambda: plots.plot_layer_times(LAYERS, "One layer", "bytes over bandwidth"),
+    "plot_expert_load": MESH["experts, capacity"][0],
+    "plot_grid": MESH["grid"][0],
+    "plot_group_bytes": MESH["bytes and formula"][0],
     "plot_loss": SIMPLE["loss"],
     "plot_machine": lambda: plots.plot_machine(CPU, 4, 9e8),
     "plot_matrix_split": lambda: plots.plot_matrix_split(4),
@@ -168,6 +175,7 @@ FIGURES = {
     "plot_memory_over_time": lambda: memory.plot_memory_over_time(ledger()),
     "plot_memory_sweep": lambda: plots.plot_memory_sweep(RATES),
     "plot_model_cuts": lambda: plots.plot_model_cuts(8, 4),
+    "plot_mesh": MESH["mesh"][0],
     "plot_moments": SIMPLE["moments"],
     "plot_overlap": lambda: plots.plot_overlap([overlap()] * 2, [overlap()] * 2),
     "plot_parallel_block": lambda: plots.plot_parallel_block(("f", "a", "b"), ("g", "b", "a")),
@@ -178,6 +186,8 @@ FIGURES = {
     "plot_tensor_parallel_scaling": lambda: plots.plot_tensor_parallel_scaling(MEGATRON, KEPT),
     "plot_throughput": lambda: plots.plot_throughput(throughput()),
     "plot_timeline": lambda: plots.plot_timeline(timeline()),
+    "plot_topologies": MESH["topologies"][0],
+    "plot_two_networks": MESH["two networks"][0],
 }
 
 

@@ -20,12 +20,16 @@ from fidle_utils.plots.data_parallel import (
     plot_ring_bytes,
 )
 from fidle_utils.plots.machine import plot_machine, plot_memory_sweep
-from fidle_utils.plots.measures import (
-    plot_bytes_sent,
-    plot_loss,
-    plot_moments,
-)
+from fidle_utils.plots.measures import plot_bytes_sent, plot_loss, plot_moments
 from fidle_utils.plots.memory import plot_memory, plot_memory_over_time
+from fidle_utils.plots.mesh import plot_cluster, plot_grid, plot_group_bytes, plot_mesh
+from fidle_utils.plots.mesh_costs import (
+    plot_crossing,
+    plot_drops,
+    plot_expert_load,
+    plot_topologies,
+    plot_two_networks,
+)
 from fidle_utils.plots.model_parallel import (
     plot_layer_times,
     plot_matrix_split,
@@ -61,11 +65,17 @@ __all__ = [
     "plot_buffers",
     "plot_bus_bandwidth",
     "plot_bytes_sent",
+    "plot_cluster",
     "plot_collective",
     "plot_communication",
+    "plot_crossing",
     "plot_drift",
+    "plot_drops",
     "plot_equal_losses",
+    "plot_expert_load",
     "plot_film",
+    "plot_grid",
+    "plot_group_bytes",
     "plot_layer_times",
     "plot_links",
     "plot_loss",
@@ -76,6 +86,7 @@ __all__ = [
     "plot_memory_ladder",
     "plot_memory_over_time",
     "plot_memory_sweep",
+    "plot_mesh",
     "plot_model_cuts",
     "plot_moments",
     "plot_number_formats",
@@ -92,6 +103,8 @@ __all__ = [
     "plot_throughput",
     "plot_timeline",
     "plot_timelines",
+    "plot_topologies",
+    "plot_two_networks",
     "plot_waves",
     "plot_workers",
     "presentation",

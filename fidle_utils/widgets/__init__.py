@@ -3,4 +3,7 @@
 from fidle_utils.widgets.roofline import roofline_sliders
 from fidle_utils.widgets.steps import step_through
 
-__all__ = ["roofline_sliders", "step_through"]
+__all__ = [
+    "roofline_sliders",
+    "step_through",
+]
