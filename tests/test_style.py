@@ -15,6 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from test_plots import CPU
 from test_plots import FIGURES as SIMPLE
 from test_plots_mesh import FIGURES as MESH
+from test_plots_sharding import FIGURES as SHARDING
 
 from fidle_utils import plots
 from fidle_utils.plots import memory, style
@@ -153,41 +154,48 @@ LAYERS = [dict(link=f"link {i}", compute_ms=3, communication_ms=10**i) for i in 
 MEGATRON = [table("megatron_2020_tensor_parallel", gpu=gpu, dp=1) for gpu in ("V100 DGX-2", "DGX-A100")]
 KEPT = {rows[0]["gpu"]: ([1, 2, 4, 8], [100, 95, 88, 80]) for rows in MEGATRON}
 FIGURES = {
+    "plot_activation_terms": SHARDING["terms"][0],
     "plot_batch_means": lambda: plots.plot_batch_means([[0.1, 0.2], [0.3, 0.1]], [0.2, 0.15]),
     "plot_batch_split": lambda: plots.plot_batch_split(torch.rand(8, 1, 8, 8), 2),
     "plot_buckets": lambda: plots.plot_buckets([(1, 12.1), (4, 15.5)]),
     "plot_bus_bandwidth": lambda: plots.plot_bus_bandwidth(BUSES, published=table("nccl_allreduce_busbw")),
     "plot_bytes_sent": SIMPLE["bytes"],
-    "plot_communication": lambda: plots.plot_communication([communication()] * 2),
     "plot_cluster": MESH["cluster"][0],
+    "plot_communication": lambda: plots.plot_communication([communication()] * 2),
     "plot_crossing": MESH["crossing"][0],
     "plot_drift": lambda: plots.plot_drift({"One": [[0, 0], [1, 2]], "Two": [[0, 0], [1, 1]]}),
     "plot_drops": MESH["drops"][0],
     "plot_equal_losses": lambda: plots.plot_equal_losses([2, 1], [2, 1 + 1e-7], 1e-5),
-    "plot_layer_times": lambda: plots.plot_layer_times(LAYERS, "One layer", "bytes over bandwidth"),
     "plot_expert_load": MESH["experts, capacity"][0],
+    "plot_gathered": SHARDING["gathered"][0],
     "plot_grid": MESH["grid"][0],
     "plot_group_bytes": MESH["bytes and formula"][0],
+    "plot_layer_times": lambda: plots.plot_layer_times(LAYERS, "One layer", "bytes over bandwidth"),
     "plot_loss": SIMPLE["loss"],
     "plot_machine": lambda: plots.plot_machine(CPU, 4, 9e8),
     "plot_matrix_split": lambda: plots.plot_matrix_split(4),
     "plot_memory": lambda: memory.plot_memory([ledger()] * 2),
     "plot_memory_over_time": lambda: memory.plot_memory_over_time(ledger()),
     "plot_memory_sweep": lambda: plots.plot_memory_sweep(RATES),
-    "plot_model_cuts": lambda: plots.plot_model_cuts(8, 4),
     "plot_mesh": MESH["mesh"][0],
+    "plot_model_cuts": lambda: plots.plot_model_cuts(8, 4),
     "plot_moments": SIMPLE["moments"],
+    "plot_offload": SHARDING["offload"][0],
     "plot_overlap": lambda: plots.plot_overlap([overlap()] * 2, [overlap()] * 2),
     "plot_parallel_block": lambda: plots.plot_parallel_block(("f", "a", "b"), ("g", "b", "a")),
     "plot_ring_attention": lambda: plots.plot_ring_attention(4),
     "plot_ring_bytes": lambda: plots.plot_ring_bytes({2: 1, 4: 1.5}),
     "plot_roofline": lambda: plots.plot_roofline(*roofline()),
     "plot_scaling": lambda: plots.plot_scaling({1: [10, 11], 4: [20, 30]}, [33, 34]),
+    "plot_shards": SHARDING["shards"][0],
+    "plot_stages": SHARDING["stages"][0],
     "plot_tensor_parallel_scaling": lambda: plots.plot_tensor_parallel_scaling(MEGATRON, KEPT),
     "plot_throughput": lambda: plots.plot_throughput(throughput()),
     "plot_timeline": lambda: plots.plot_timeline(timeline()),
     "plot_topologies": MESH["topologies"][0],
     "plot_two_networks": MESH["two networks"][0],
+    "plot_who_holds_what": SHARDING["who"][0],
+    "plot_zero_table": SHARDING["table"][0],
 }
 
 

@@ -49,6 +49,15 @@ from fidle_utils.plots.one_device import (
     plot_workers,
 )
 from fidle_utils.plots.roofline import plot_roofline
+from fidle_utils.plots.sharding import (
+    plot_activation_terms,
+    plot_gathered,
+    plot_offload,
+    plot_shards,
+    plot_stages,
+    plot_who_holds_what,
+    plot_zero_table,
+)
 from fidle_utils.plots.steps import plot_step, plot_steps
 from fidle_utils.plots.style import RANK_COLORS, presentation, rank_color, source_note
 from fidle_utils.plots.throughput import plot_scaling, plot_throughput
@@ -57,6 +66,7 @@ from fidle_utils.plots.timeline import plot_timeline
 __all__ = [
     "RANK_COLORS",
     "plot_accumulation",
+    "plot_activation_terms",
     "plot_algorithms",
     "plot_alpha_beta",
     "plot_batch_means",
@@ -74,6 +84,7 @@ __all__ = [
     "plot_equal_losses",
     "plot_expert_load",
     "plot_film",
+    "plot_gathered",
     "plot_grid",
     "plot_group_bytes",
     "plot_layer_times",
@@ -90,6 +101,7 @@ __all__ = [
     "plot_model_cuts",
     "plot_moments",
     "plot_number_formats",
+    "plot_offload",
     "plot_orders",
     "plot_overlap",
     "plot_parallel_block",
@@ -97,6 +109,8 @@ __all__ = [
     "plot_ring_bytes",
     "plot_roofline",
     "plot_scaling",
+    "plot_shards",
+    "plot_stages",
     "plot_step",
     "plot_steps",
     "plot_tensor_parallel_scaling",
@@ -106,7 +120,9 @@ __all__ = [
     "plot_topologies",
     "plot_two_networks",
     "plot_waves",
+    "plot_who_holds_what",
     "plot_workers",
+    "plot_zero_table",
     "presentation",
     "rank_color",
     "source_note",
