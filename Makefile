@@ -70,7 +70,8 @@ $(READY): requirements.lock pyproject.toml
 		"$$found" -m venv --clear .venv; \
 	fi
 	@rm -f $@
-	$(PY) -m pip install --quiet --disable-pip-version-check $(CPU_INDEX) -r requirements.lock
+	@# --use-pep517: DeepSpeed comes as source, which an older pip would build in its own, deprecated way.
+	$(PY) -m pip install --quiet --disable-pip-version-check --use-pep517 $(CPU_INDEX) -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@# No question about news on first sight, and nothing asked of the network later.
 	-@$(PY) -m jupyterlab.labextensions disable --level=sys_prefix \

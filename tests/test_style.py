@@ -14,6 +14,7 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 from test_plots import CPU
 from test_plots import FIGURES as SIMPLE
+from test_plots_deepspeed import CURVE, HELD, SENT
 from test_plots_mesh import FIGURES as MESH
 from test_plots_sharding import FIGURES as SHARDING
 
@@ -166,10 +167,13 @@ FIGURES = {
     "plot_drift": lambda: plots.plot_drift({"One": [[0, 0], [1, 2]], "Two": [[0, 0], [1, 1]]}),
     "plot_drops": MESH["drops"][0],
     "plot_equal_losses": lambda: plots.plot_equal_losses([2, 1], [2, 1 + 1e-7], 1e-5),
+    "plot_error_feedback": lambda: plots.plot_error_feedback(CURVE, CURVE, 2),
+    "plot_estimates": lambda: plots.plot_estimates({"stage 3": lambda n: 18e9 / n}, "1B"),
     "plot_expert_load": MESH["experts, capacity"][0],
     "plot_gathered": SHARDING["gathered"][0],
     "plot_grid": MESH["grid"][0],
     "plot_group_bytes": MESH["bytes and formula"][0],
+    "plot_held_bytes": lambda: plots.plot_held_bytes(HELD, 100, {"stage 0": 16}),
     "plot_layer_times": lambda: plots.plot_layer_times(LAYERS, "One layer", "bytes over bandwidth"),
     "plot_loss": SIMPLE["loss"],
     "plot_machine": lambda: plots.plot_machine(CPU, 4, 9e8),
@@ -187,6 +191,7 @@ FIGURES = {
     "plot_ring_bytes": lambda: plots.plot_ring_bytes({2: 1, 4: 1.5}),
     "plot_roofline": lambda: plots.plot_roofline(*roofline()),
     "plot_scaling": lambda: plots.plot_scaling({1: [10, 11], 4: [20, 30]}, [33, 34]),
+    "plot_sent_bytes": lambda: plots.plot_sent_bytes(SENT, dict.fromkeys(SENT, 4), {"stage 3": 3}),
     "plot_shards": SHARDING["shards"][0],
     "plot_stages": SHARDING["stages"][0],
     "plot_tensor_parallel_scaling": lambda: plots.plot_tensor_parallel_scaling(MEGATRON, KEPT),

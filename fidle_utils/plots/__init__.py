@@ -19,6 +19,12 @@ from fidle_utils.plots.data_parallel import (
     plot_overlap,
     plot_ring_bytes,
 )
+from fidle_utils.plots.deepspeed_engine import (
+    plot_error_feedback,
+    plot_estimates,
+    plot_held_bytes,
+    plot_sent_bytes,
+)
 from fidle_utils.plots.machine import plot_machine, plot_memory_sweep
 from fidle_utils.plots.measures import plot_bytes_sent, plot_loss, plot_moments
 from fidle_utils.plots.memory import plot_memory, plot_memory_over_time
@@ -82,11 +88,14 @@ __all__ = [
     "plot_drift",
     "plot_drops",
     "plot_equal_losses",
+    "plot_error_feedback",
+    "plot_estimates",
     "plot_expert_load",
     "plot_film",
     "plot_gathered",
     "plot_grid",
     "plot_group_bytes",
+    "plot_held_bytes",
     "plot_layer_times",
     "plot_links",
     "plot_loss",
@@ -109,6 +118,7 @@ __all__ = [
     "plot_ring_bytes",
     "plot_roofline",
     "plot_scaling",
+    "plot_sent_bytes",
     "plot_shards",
     "plot_stages",
     "plot_step",

@@ -63,18 +63,21 @@ def plot_drift(runs):
 
 
 @course_style()
-def plot_equal_losses(reference, losses, tolerance):
+def plot_equal_losses(reference, losses, tolerance, names=("one process", "four ranks")):
     """Draw two loss curves that should be one, and under them their difference beside the tolerance."""
     axes = plt.subplots(2, 1, figsize=(7.5, 4.6), sharex=True, height_ratios=[2, 1])[1]
     steps = range(1, len(reference) + 1)
-    axes[0].plot(steps, reference, color="#bbbbbb", linewidth=7, label="one process")
-    axes[0].plot(steps, losses, label="four ranks")
+    axes[0].plot(steps, reference, color="#bbbbbb", linewidth=7, label=names[0])
+    axes[0].plot(steps, losses, label=names[1])
     # 0 has no logarithm
     difference = [abs(a - b) or math.nan for a, b in zip(reference, losses, strict=True)]
-    axes[1].semilogy(steps, difference, ".", color=RANK_COLORS[0])
+    axes[1].set(yscale="log", ylim=(1e-6 * tolerance, 10 * tolerance))
+    axes[1].plot(steps, difference, ".", color=RANK_COLORS[0])
     axes[1].axhline(tolerance, color=RANK_COLORS[5], linestyle="--", label=f"tolerance {tolerance:g}")
-    axes[0].set(ylabel="loss", title="One process and four ranks")
-    axes[1].set(xlabel="step", ylabel="|difference|", ylim=(1e-6 * tolerance, 10 * tolerance))
+    axes[0].set(ylabel="loss", title=f"{names[0][0].upper()}{names[0][1:]} and {names[1]}")
+    axes[1].set(xlabel="step", ylabel="|difference|")
+    if all(map(math.isnan, difference)):
+        axes[1].text(0.5, 0.35, "equal to the last bit", transform=axes[1].transAxes, ha="center", color=GREY)
     for ax in axes:
         ax.legend()
     source_note(axes[1], "measured here")
