@@ -138,6 +138,11 @@ def roofline():
     return ROOF, OPERATIONS
 
 
+def vital_signs(weights=5):
+    row = dict(step=0, loss=2.0, waited_ms=1.5, weights=5, error="")
+    return [[row, row | dict(step=1, loss=float("nan"), weights=weights)], [row, row | dict(step=1)]]
+
+
 def throughput():
     from test_plots_throughput import recorded
 
@@ -156,11 +161,20 @@ MEGATRON = [table("megatron_2020_tensor_parallel", gpu=gpu, dp=1) for gpu in ("V
 KEPT = {rows[0]["gpu"]: ([1, 2, 4, 8], [100, 95, 88, 80]) for rows in MEGATRON}
 FIGURES = {
     "plot_activation_terms": SHARDING["terms"][0],
+    "plot_attempts": lambda: plots.plot_attempts(
+        [[(0, 2), (1, 1.5)], [(1, 1.5), (2, 1)]], [(0, 2), (2, 1)], [1]
+    ),
     "plot_batch_means": lambda: plots.plot_batch_means([[0.1, 0.2], [0.3, 0.1]], [0.2, 0.15]),
+    "plot_batch_sizes": lambda: plots.plot_batch_sizes(
+        {"linear": {16: [3, 4], 64: [4, 5]}, "unscaled": {16: [3, 4], 64: [30, 40]}}, table("goyal_minibatch")
+    ),
     "plot_batch_split": lambda: plots.plot_batch_split(torch.rand(8, 1, 8, 8), 2),
     "plot_buckets": lambda: plots.plot_buckets([(1, 12.1), (4, 15.5)]),
     "plot_bus_bandwidth": lambda: plots.plot_bus_bandwidth(BUSES, published=table("nccl_allreduce_busbw")),
     "plot_bytes_sent": SIMPLE["bytes"],
+    "plot_checkpoint_interval": lambda: plots.plot_checkpoint_interval(
+        40, 6e5, {7e3: 0.012}, {"Young": 6.9e3}
+    ),
     "plot_cluster": MESH["cluster"][0],
     "plot_communication": lambda: plots.plot_communication([communication()] * 2),
     "plot_crossing": MESH["crossing"][0],
@@ -170,6 +184,7 @@ FIGURES = {
     "plot_error_feedback": lambda: plots.plot_error_feedback(CURVE, CURVE, 2),
     "plot_estimates": lambda: plots.plot_estimates({"stage 3": lambda n: 18e9 / n}, "1B"),
     "plot_expert_load": MESH["experts, capacity"][0],
+    "plot_files": lambda: plots.plot_files({"one file an image": (1438, 1.6e4), "shards": (8, 1.49e6)}),
     "plot_gathered": SHARDING["gathered"][0],
     "plot_grid": MESH["grid"][0],
     "plot_group_bytes": MESH["bytes and formula"][0],
@@ -199,6 +214,9 @@ FIGURES = {
     "plot_timeline": lambda: plots.plot_timeline(timeline()),
     "plot_topologies": MESH["topologies"][0],
     "plot_two_networks": MESH["two networks"][0],
+    "plot_vital_signs": lambda: plots.plot_vital_signs(
+        {"healthy": vital_signs(), "patient A": vital_signs(7)}
+    ),
     "plot_who_holds_what": SHARDING["who"][0],
     "plot_zero_table": SHARDING["table"][0],
 }

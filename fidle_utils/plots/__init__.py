@@ -25,6 +25,13 @@ from fidle_utils.plots.deepspeed_engine import (
     plot_held_bytes,
     plot_sent_bytes,
 )
+from fidle_utils.plots.good_practice import (
+    plot_attempts,
+    plot_batch_sizes,
+    plot_checkpoint_interval,
+    plot_files,
+    plot_vital_signs,
+)
 from fidle_utils.plots.machine import plot_machine, plot_memory_sweep
 from fidle_utils.plots.measures import plot_bytes_sent, plot_loss, plot_moments
 from fidle_utils.plots.memory import plot_memory, plot_memory_over_time
@@ -75,12 +82,15 @@ __all__ = [
     "plot_activation_terms",
     "plot_algorithms",
     "plot_alpha_beta",
+    "plot_attempts",
     "plot_batch_means",
+    "plot_batch_sizes",
     "plot_batch_split",
     "plot_buckets",
     "plot_buffers",
     "plot_bus_bandwidth",
     "plot_bytes_sent",
+    "plot_checkpoint_interval",
     "plot_cluster",
     "plot_collective",
     "plot_communication",
@@ -91,6 +101,7 @@ __all__ = [
     "plot_error_feedback",
     "plot_estimates",
     "plot_expert_load",
+    "plot_files",
     "plot_film",
     "plot_gathered",
     "plot_grid",
@@ -129,6 +140,7 @@ __all__ = [
     "plot_timelines",
     "plot_topologies",
     "plot_two_networks",
+    "plot_vital_signs",
     "plot_waves",
     "plot_who_holds_what",
     "plot_workers",
