@@ -101,9 +101,9 @@ def new_gpt(**options):
 
 # %% tags=["live"]
 %%ranks
-def shares(n_steps, n_sequences=16):
-    """This rank's share of each batch, then the next: pairs of tensors (sequences, 64)."""
-    for (x, y), _ in zip(batches(text, n_sequences, seed=0), range(n_steps)):
+def shares(n_steps):
+    """This rank's share of each batch of 16 sequences: pairs of tensors (4, 64)."""
+    for (x, y), _ in zip(batches(text, 16, seed=0), range(n_steps)):
         yield (ids.chunk(world_size)[rank].to(device) for ids in (x, y))
 
 def train(config, steps=5):
@@ -231,10 +231,10 @@ reveal(guess, "under 1e-6", why="ZeRO shards what is stored, not what is compute
 from fidle_utils.measure import count_communication
 from fidle_utils.measure.engine_memory import held_bytes
 
-def measure(config, n_sequences=16):
+def measure(config):
     """Bytes a rank keeps (a dict) and what it communicates in a step, once two steps have warmed up."""
     engine, _ = train(config, steps=2)
-    x, y = next(shares(1, n_sequences))
+    x, y = next(shares(1))
     with count_communication() as counted:
         engine.backward(cross_entropy(engine(x).flatten(0, 1), y.flatten()))
         held = held_bytes(engine)
@@ -261,21 +261,33 @@ n_parameters = sum(p.numel() for p in new_gpt().parameters())
 held, n_parameters = ranks["held"][0], ranks["n_parameters"][0]
 reveal(guess, held["stage 3"]["parameters"] / n_parameters,
        why="Its quarter of 2 bytes, and yet a whole copy: tensors under 100,000 numbers stay whole.")
-formulas = {"stage 0": 16, "stage 1": 2 + 2 / 4 + 12 / 4, "stage 2": 2 + 14 / 4, "stage 3": 16 / 4}
+formulas = {"stage 0": 16, "stage 1": 4 + 12 / 4, "stage 2": 2 + 14 / 4, "stage 3": 16 / 4}
 plots.plot_held_bytes(held, n_parameters, formulas);
 
 # %% [markdown] tags=["live"]
-# Dots are ZeRO's formulas on four ranks: 16, then 2 + 14/4, then 16/4 bytes for each parameter. Stage 3 as it comes
-# keeps **more** weights than stage 0: `stage3_param_persistence_threshold` is 100,000 by default, and all our tensors
-# are smaller. With large layers it only keeps norms and biases whole, which saves many small messages. With 0, the
-# measure meets the formula.
+# Dots are ZeRO's formulas on four ranks: 16, then 4 + 12/4, 2 + 14/4 and 16/4 bytes for each parameter. Two bars miss
+# theirs. In stage 1 the paper counts whole gradients; DeepSpeed has them during backward, and has let go of three
+# quarters just before the step. Stage 3 as it comes keeps **more** weights than stage 0:
+# `stage3_param_persistence_threshold` is 100,000 by default, and all our tensors are smaller. With large layers it only
+# keeps norms and biases whole, which saves many small messages. With 0, the measure meets the formula.
 
 # %% tags=["live"]
-for name, expected in formulas.items():
-    of_stage = "stage 3, nothing kept whole" if name == "stage 3" else name
-    parts = [n_bytes for part, n_bytes in held[of_stage].items() if part != "buckets"]
-    print(f"{of_stage}: {sum(parts) / n_parameters:.3f} bytes for each parameter, formula {expected}")
-    assert abs(sum(parts) / n_parameters / expected - 1) < 0.01
+for name in ("stage 0", "stage 2", "stage 3, nothing kept whole"):
+    total = sum(n_bytes for part, n_bytes in held[name].items() if part != "buckets") / n_parameters
+    formula = formulas[name.split(",")[0]]
+    print(f"{name}: {total:.3f} bytes for each parameter, formula {formula}")
+    assert abs(total / formula - 1) < 0.01
+
+# %% [markdown]
+# All ranks built the whole model first, then gave most of it away. A model that no rank can hold is built inside
+# `deepspeed.zero.Init`, which shards each parameter as soon as it exists.
+
+# %%
+%%ranks
+with deepspeed.zero.Init(config_dict_or_path=configuration(3, **whole)):
+    sharded = new_gpt()
+weight = sharded.head.weight
+print(f"{tuple(weight.ds_shape)} in all, {weight.ds_tensor.numel()} numbers here, {weight.numel()} gathered")
 
 # %% [markdown]
 # Stages 1 and 2 look alike: at this moment, just before the step, both have let go of the gradients that are not
@@ -368,8 +380,8 @@ plots.plot_sent_bytes(sent, calls, published);
 # - `use_multi_rank_bucket_allreduce` (true): one `all_reduce` of a whole bucket rather than one `reduce` for each
 #   owner. Fewer messages, more bytes. Off: the paper's 2Ψ.
 # - `stage3_max_live_parameters` and `stage3_max_reuse_distance` (a billion numbers each): a model that small stays
-# gathered between forward and backward, so it is gathered once: 2Ψ. At 0 every layer is released at once: the paper's
-# 3Ψ, and the memory that stage 3 promises.
+#   gathered between forward and backward, so it is gathered once: 2Ψ. At 0 every layer is released at once: the
+#   paper's 3Ψ, and the memory that stage 3 promises.
 #
 # So the same word, "ZeRO-3", is a range between memory and messages, and these fields choose a place in it.
 
@@ -381,6 +393,33 @@ assert abs(sent["stage 2, no multi-rank all_reduce"] / 2 - 1) < 0.01
 assert abs(sent["stage 3, releasing at once"] / 3 - 1) < 0.01
 
 # %% [markdown]
+# And the time of a step, as it is on this machine:
+
+# %%
+%%ranks
+import time
+
+def milliseconds_per_step(config, steps=8):
+    engine, _ = train(config, steps=2)
+    mine = [tuple(pair) for pair in shares(steps)]
+    dist.barrier()
+    start = time.perf_counter()
+    for x, y in mine:
+        engine.backward(cross_entropy(engine(x).flatten(0, 1), y.flatten()))
+        engine.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()                # kernels are asynchronous
+    return 1e3 * (time.perf_counter() - start) / steps
+
+times = {name: milliseconds_per_step(config) for name, config in variants.items()}
+if rank == 0:
+    for name, milliseconds in times.items():
+        print(f"{name}: {milliseconds:.0f} ms a step, {calls[name]} calls")
+
+# %% [markdown]
+# For a model this small a step is nearly all latency: what has many calls is slow, on GPUs too. On a CPU these
+# milliseconds say nothing about the speed of DeepSpeed; the bytes and the calls hold everywhere.
+#
 # ## Buckets
 #
 # Gradients travel in *buckets* (fr. *paquets*) of `reduce_bucket_size` **numbers**, not bytes. The default is 500
@@ -734,9 +773,15 @@ vector = torch.randn(8000, device=device)
 with count_communication() as counted:
     mean_of_signs(compress(vector, torch.zeros_like(vector))[0])
 signs = counted.n_bytes() // world_size - 4             # what one rank gives, less its scale
+with count_communication() as ring:
+    dist.all_reduce(vector)
 print(f"{vector.nbytes} bytes become {signs} bytes of signs, 1/{vector.nbytes // signs}, and 4 of a scale")
+print(f"a ring all_reduce sends {ring.bytes_sent():.0f} bytes, these signs {counted.bytes_sent():.0f}")
 
 # %% [markdown]
+# Sixteen times fewer bytes on the wire than a ring, not 32: each rank's signs go to everyone. The paper also
+# compresses the sum, with an error of its own, and keeps the factor whatever the number of ranks.
+#
 # Now the proof that it converges. First a problem whose answer we know: rank $i$ wants $w$ to be near its own $a_i$,
 # together they want the mean of the four. Ten numbers, plain gradient descent.
 
@@ -817,8 +862,8 @@ for how in known:
 
 # %% [markdown]
 # With feedback, one bit does what 32 did, up to a small cloud around the minimum, as small as the steps. Without it,
-# the descent stops far away and the digits learn slower. The paper reports up
-# to 5 times less communication (the warm-up is not compressed) and up to 3.3 times the throughput on slow networks.
+# the descent stops far away and the digits learn slower. The paper reports up to 5 times less communication (the
+# warm-up is not compressed) and up to 3.3 times the throughput of BERT-Large's pre-training.
 #
 # What DeepSpeed still has is simpler: `communication_data_type`. A gradient in bf16 is half the bytes.
 
@@ -1273,7 +1318,6 @@ folder.cleanup()
 #   messages.
 # - Compare with one process, a few steps, `gradient_clipping` included, before you trust a configuration.
 # - Print what the engine believes: stage, batch sizes, clipping. A misspelt name at the top says nothing.
-# - Stage 3: build huge models inside `with deepspeed.zero.Init():`, so that no rank ever holds all of it.
 # - Inside one node with NVLink, stages 2 and 3 are cheap. Across a slow network prefer stage 1 with accumulation, or
 #   a pipeline with stage 1.
 # - `reduce_bucket_size` counts numbers. Lower it when memory is short.
