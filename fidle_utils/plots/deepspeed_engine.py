@@ -55,9 +55,11 @@ def plot_sent_bytes(sent, calls, published):
         ax.text(max(sent[name], published.get(name, 0)) + 0.1, y, text, va="center", fontsize=points(10))
     known = [(published[name], y) for y, name in enumerate(names) if name in published]
     dots = ax.plot(*zip(*known, strict=True), "o", color=INK, markeredgecolor="white", zorder=3)
-    ax.legend(dots, ["ZeRO's paper"], loc="upper right", fontsize=points(9))
+    ax.legend(dots, ["ZeRO's paper"], loc="lower right", bbox_to_anchor=(1, 0.99), fontsize=points(9))
     ax.invert_yaxis()
-    ax.set(xlabel="bytes sent by a rank / Ψ·(n−1)/n", xlim=(0, 1.5 * max(sent.values())))
+    ax.set(
+        xlabel="bytes sent by a rank / Ψ·(n−1)/n", xlim=(0, 1.5 * max([*sent.values(), *published.values()]))
+    )
     ax.set(ylabel="configuration", title="What one step sends")
     ax.grid(axis="y", visible=False)
     source_note(ax, "measured here", "Ψ: the bytes of all gradients")

@@ -121,9 +121,10 @@ measured = {}
 for recipe, batch in ranks["errors"][0]:
     errors = [error for on_rank in ranks["errors"] for error in on_rank[recipe, batch]]
     measured.setdefault(recipe, {16: measured["linear, warm-up"][16]} if measured else {})[batch] = errors
+print("errors in %, by batch")
 for recipe, by_batch in measured.items():
-    print(f"{recipe:16}", *(f"{b}: {statistics.mean(e):5.2f} ± {statistics.stdev(e):5.2f} %  "
-                            for b, e in by_batch.items()))
+    print(f"{recipe:16}", *(f"{batch}: {statistics.mean(errors):4.1f} ± {statistics.stdev(errors):4.1f}  "
+                            for batch, errors in by_batch.items()))
 
 # %% tags=["live"]
 reveal(guess, statistics.mean(measured["unscaled"][256]), why="Sixteen times fewer steps of the same length.")
@@ -484,7 +485,8 @@ faulthandler.cancel_dump_traceback_later()
 report.seek(0)
 lines = report.read().splitlines()
 here = next(i for i, line in enumerate(lines) if "ipykernel_" in line)          # the frame of this cell
-stack = [line.partition(", line ")[2] for line in lines[:here + 1] if "File" in line]
+begin = max(i for i, line in enumerate(lines[:here]) if "hread 0x" in line)     # of the stack of its thread
+stack = [line.partition(", line ")[2] for line in lines[begin + 1:here + 1]]
 print("  ←  ".join(stack[-3:]))                 # (line) in (function), innermost first
 
 # %% [markdown]
@@ -688,7 +690,7 @@ for name in list(logs)[1:]:
     for i, rows in enumerate(logs[name]):
         row = rows[-1]
         print(f"  rank {i}: {len(rows):2} steps, loss {row['loss']:.3f}, waited {row['waited_ms']:6.1f} ms.",
-              row["error"])
+              row["error"][:60])
 
 # %% [markdown] tags=["live"]
 # How to tell, in the order in which to look:
