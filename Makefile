@@ -2,10 +2,11 @@
 #   CPU=1             take the small CPU-only torch from PyTorch's own index (read when .venv is first made)
 #   PYTHON=python3.12 the Python to make .venv with
 #   ARGS=--no-browser more arguments for JupyterLab or pytest
+#   RUN=bash          what `make slurm` runs instead of JupyterLab
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint pair bench lock clean
+.PHONY: help lab slurm test lint pair bench lock clean
 
 READY := .venv/.ready
 PY := .venv/bin/python
@@ -23,6 +24,9 @@ lab: $(READY)  ## Open JupyterLab on the first lesson (ARGS=--no-browser on a ma
 	@# Without its extension, jupytext leaves notebooks/py alone while a learner plays; authors run `make pair`.
 	@exec $(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 		--ServerApp.jpserver_extensions="jupyterlab_jupytext=False" $(ALLOW_ROOT) $(ARGS)
+
+slurm: $(READY)  ## The lab beside a Slurm of two virtual nodes (as root; RUN=bash gives a shell instead)
+	@exec $(PY) tests/slurm/mini_slurm.py $(or $(RUN),$(MAKE) --no-print-directory lab)
 
 test: $(READY)  ## Run the tests of the package, then every notebook, on two cores
 	$(PY) -m pytest -n 2 --dist loadscope $(ARGS)

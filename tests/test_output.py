@@ -329,7 +329,7 @@ def test_cell_magic(magics, line, only, timeout, timeline):
     [
         ("strat", None, "Did you mean"),
         ("4 --device tpu", None, "--device"),
-        ("four", None, "a number, restart, stop or export"),
+        ("four", None, "a number, restart, stop, export"),
         ("4 --thread", None, "--thread"),
         ("0,x", "x = 1", "0,2 or 0-2"),
         ("2-", "x = 1", "0,2 or 0-2"),

@@ -219,7 +219,7 @@ def test_a_syntax_error_touches_no_rank(group):
         ("%%ranks 7\nkept = 0", "there is no rank 7: the ranks are 0 to 3"),
         ("%%ranks zero\nkept = 0", "ranks are given as 0,2 or 0-2"),
         ("%%ranks --timeout soon\nkept = 0", "--timeout"),
-        ("%ranks strat", "restart, stop or export"),
+        ("%ranks strat", "restart, stop, export"),
         ("%ranks 0", "one is the least"),
         ("%ranks 2 --device tpu", "--device"),
         ("%ranks 2 --backend nccl --device cpu", "leave out --backend nccl"),

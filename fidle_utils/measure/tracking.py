@@ -76,7 +76,7 @@ class Track:
         """The steps recorded so far by this process, as a `Throughput`."""
         from fidle_utils.measure.throughput import Throughput
 
-        return Throughput.of_reports([(int(os.environ.get("RANK", 0)), self._as_report(self.rows))])
+        return Throughput.of_reports([(my_rank(), self._as_report(self.rows))])
 
     def __iter__(self):
         _running.add(self)
@@ -191,19 +191,26 @@ class _Alone:
     def __init__(self):
         from fidle_utils.measure.throughput import Progress
 
-        self.rank, self.folder = int(os.environ.get("RANK", 0)), os.environ.get("FIDLE_TRACK")
+        self.rank, self.folder = my_rank(), os.environ.get("FIDLE_TRACK")
         self.progress, self.bar = Progress(), None
 
     def __call__(self, report):
         self.progress.receive(self.rank, report)
         loop = self.progress.loops[self.rank]
         if self.bar is None:
-            self.bar = _Row() if _in_notebook() else _Bar(report, hidden=self.rank > 0)
+            # The log of a job needs no bar beside the records: the notebook that follows the job draws one.
+            followed = bool(self.folder) and "SLURM_JOB_ID" in os.environ
+            self.bar = _Row() if _in_notebook() else _Bar(report, hidden=self.rank > 0 or followed)
         self.bar.show(loop)
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             with open(Path(self.folder) / f"rank{self.rank}.jsonl", "a") as file:
                 file.write(json.dumps({"rank": self.rank, **report}) + "\n")
+
+
+def my_rank():
+    """What torchrun calls RANK, and srun SLURM_PROCID; 0 without either."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 class _Row:

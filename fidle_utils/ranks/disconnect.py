@@ -35,13 +35,22 @@ def _shut_connections():
     On gloo nothing else frees a rank that is blocked in a collective, but for killing it.
     """
     for connection in psutil.Process().net_connections("tcp"):
-        local_only = connection.raddr and connection.raddr.ip == connection.laddr.ip
-        if local_only and connection.status == psutil.CONN_ESTABLISHED:
+        if connection.status == psutil.CONN_ESTABLISHED and _leads_to_a_rank(connection):
             try:
                 with socket.socket(fileno=os.dup(connection.fd)) as ours:
                     ours.shutdown(socket.SHUT_RDWR)
             except OSError:  # closed meanwhile
                 pass
+
+
+def _leads_to_a_rank(connection):
+    """True for a connection to another rank or to the store, on this machine or on a node of ours."""
+    here, there = connection.laddr, connection.raddr.ip.removeprefix("::ffff:")
+    if "RANKS_PEERS" not in os.environ:
+        return there == here.ip.removeprefix("::ffff:")
+    # Over TCP the notebook speaks to the kernel at these ports: it stays connected.
+    is_the_notebook = str(here.port) in os.environ["RANKS_KERNEL_PORTS"].split(",")
+    return there in os.environ["RANKS_PEERS"].split(",") and not is_the_notebook
 
 
 def _abort_nccl():

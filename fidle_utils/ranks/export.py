@@ -1,4 +1,4 @@
-"""The `%%ranks` cells run so far, as a script for torchrun."""
+"""The `%%ranks` cells run so far, as a script for torchrun, Slurm's srun, or one process alone."""
 
 import ast
 import io
@@ -59,10 +59,15 @@ class History:
 
     def script(self, world_size, threads=1, name="train.py"):
         """The script, and a sentence on what was left out (empty if nothing was)."""
+        launcher = files("fidle_utils.cluster").joinpath("launcher.py").read_text()
         prelude = files("fidle_utils.ranks").joinpath("prelude.py").read_text()
         start = f"torchrun --nproc-per-node {world_size} {name}"
         start = start if threads == 1 else f"OMP_NUM_THREADS={threads} {start}"
-        parts = [f'"""Exported from a notebook on {date.today()}. Start it with: {start}"""\n', prelude]
+        parts = [
+            f'"""Exported from a notebook on {date.today()}. Start it with: {start}"""\n',
+            f"# %% who am I?\n{launcher}",
+            f"# %% join the other ranks\n{prelude}",
+        ]
         failed = 0
         for entry in self.entries:
             if isinstance(entry, str):

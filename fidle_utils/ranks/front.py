@@ -5,7 +5,6 @@ import os
 import pickle
 
 import cloudpickle
-import psutil
 from IPython import get_ipython
 
 from fidle_utils.ranks.cell import CellRun
@@ -21,14 +20,19 @@ class Ranks(Group):
 
     `len(ranks)` is the world size; `ranks["loss"]` is a list of one value a rank, rank 0 first. `outputs`:
     what each rank printed in the last cell. `timeline`: of the last cell that was run with one.
-    `throughput`: what `track()` recorded in the last cell that used it.
+    `throughput`: what `track()` recorded in the last cell that used it. `job`: of the last `%ranks submit`.
     """
 
     def __init__(self):
         super().__init__()
         self._busy = False
         self.outputs = []
-        self.timeline = self.throughput = None
+        self.timeline = self.throughput = self.job = None
+
+    @property
+    def placement(self):
+        """The Placement of the ranks: devices, backend, threads; None if there are no ranks."""
+        return self._options
 
     def cell(self, source, *, only=None, timeout=None, timeline=False, shown=None):
         """Run the text of a cell on every rank, or on those in `only`; raises RankError if one fails.
@@ -145,11 +149,7 @@ class Ranks(Group):
                 rank=link.rank, pid=link.pid, device=self._options.devices[link.rank], state=link.state
             )
             row["place"] = str(places.get(link.rank, ""))
-            try:
-                info = psutil.Process(link.pid).memory_full_info()
-                row["memory_mb"] = round(getattr(info, "pss", info.uss) / 1e6)
-            except psutil.Error:
-                row["memory_mb"] = 0
+            row["memory_mb"] = link.memory_mb()
             rows.append(row)
         return rows
 

@@ -11,7 +11,7 @@ import zmq
 from fidle_utils.ranks.cell import CellRun
 from fidle_utils.ranks.errors import RankError
 from fidle_utils.ranks.export import History
-from fidle_utils.ranks.launch import ServerProcess, new_store, rank_settings
+from fidle_utils.ranks.launch import ServerProcess
 from fidle_utils.ranks.link import DEAD
 from fidle_utils.ranks.locate import names
 from fidle_utils.ranks.placement import place
@@ -41,16 +41,23 @@ class Group:
             self._server = ServerProcess()
             self._server.links = self._links = []
 
-    def start(self, n=None, *, device=None, backend=None, threads=None):
+    def start(self, n=None, *, device=None, backend=None, threads=None, slurm=None):
         """Start `n` ranks, or have `n` instead of those that run. Returns the seconds that it took.
 
         n: default one a GPU if there are several, else 4. device: "cpu" or "cuda"; default a GPU each
         if there are enough. backend: default "nccl" on GPUs, "gloo" on CPUs. threads: of each rank, default 1
-        as with torchrun. Raises ValueError if there is no such device, RuntimeError if a rank cannot start.
+        as with torchrun. slurm: a dict, what to ask of Slurm (see `cluster.Batch.of`); the ranks then run on
+        compute nodes, whose devices decide. Raises ValueError if there is no such device, RuntimeError if a
+        rank cannot start.
         """
         start = time.perf_counter()
-        self.warm()  # before torch is imported here: both take a moment
-        options = place(n, device, backend, threads)
+        if slurm is None:
+            if self._on_nodes:
+                self.stop()
+            self.warm()  # before torch is imported here: both take a moment
+            options = place(n, device, backend, threads)
+        else:
+            options = self._allocate(n, slurm)
         if self._links and all(link.state != DEAD for link in self._links) and options == self._options:
             self._say(
                 f"{len(self)} ranks are running already, with their variables (%ranks restart for new ones)"
@@ -73,6 +80,20 @@ class Group:
         for note in options.notes:
             self._say(note)
         return seconds
+
+    @property
+    def _on_nodes(self):
+        return self._server is not None and not isinstance(self._server, ServerProcess)
+
+    def _allocate(self, n, slurm):
+        """Have servers on compute nodes, those that are there if they fit; returns their Placement."""
+        from fidle_utils.cluster.interactive import NodeServers
+
+        if not (self._on_nodes and self._server.alive and self._server.asked == (n, slurm)):
+            self.stop()
+            self._server = NodeServers(n, slurm)
+            self._server.links = self._links = []
+        return self._server.placement
 
     def restart(self):
         """End all ranks and start as many new ones; their variables are gone."""
@@ -103,14 +124,7 @@ class Group:
         self._options = self._store = None
 
     def _launch(self, rank):
-        options = self._options
-        settings = rank_settings(
-            rank,
-            options.world_size,
-            threads=options.threads,
-            device=options.devices[rank],
-            backend=options.backend,
-        )
+        settings = self._server.settings(rank, self._options)
         return self._server.start(rank, self._generation, settings, self._context)
 
     def _connect(self, patience=60.0):
@@ -119,7 +133,7 @@ class Group:
         Returns the names of variables, on any rank, that still belong to the group before.
         """
         self._await_welcome(patience)
-        self._store = new_store()  # not the last one: it holds the addresses of the last group
+        self._store = self._server.new_store()  # not the last one: it holds the addresses of the last group
         run = CellRun(self._links, self._server, timeout=patience, quiet=True)
         told = [link.rank for link in self._links if link.told_to_disconnect]
         run.run(f"{IN_RANK}.connect({self._store.port}, {told})", silent=True)
@@ -163,10 +177,11 @@ class Group:
         """Replace the dead, connect everybody again. Returns lines that say what that means."""
         dead = [link.rank for link in self._links if link.state == DEAD]
         if not self._server.alive:
+            why = self._server.epitaph
             self._server.close()
             self._server = None
             self._links.clear()
-            return ["→ All ranks are gone with their variables: run the cells from %ranks on again."]
+            return [f"→ All ranks are gone with their variables: run the cells from %ranks on again.{why}"]
         if not (dead or disconnected):
             return []
         self._generation += 1

@@ -23,6 +23,8 @@ START_SECONDS = 120
 class ServerProcess:
     """Owns the server process, the private directory of sockets, and the links to the ranks of one group."""
 
+    epitaph = ""  # why it is gone: nobody knows
+
     def __init__(self):
         parent = tempfile.gettempdir()
         self.directory = tempfile.mkdtemp(
@@ -94,6 +96,22 @@ class ServerProcess:
                 f"the process that starts ranks died: {said or self.process.returncode}"
             ) from None
 
+    def settings(self, rank, options):
+        """What the process of a rank must know; `options`: the Placement."""
+        return rank_settings(
+            rank,
+            options.world_size,
+            threads=options.threads,
+            device=options.devices[rank],
+            backend=options.backend,
+        )
+
+    def new_store(self):
+        """The rendezvous of the ranks, on a free port of the loopback, kept in the notebook's process."""
+        from torch.distributed import TCPStore
+
+        return TCPStore(STORE_ADDRESS, 0, is_master=True, wait_for_workers=False)
+
     def start(self, rank, generation, settings, context):
         """Start the process of one rank; returns its Link."""
         link = Link(rank, self.directory, generation, context, self.session)
@@ -163,13 +181,6 @@ def _environment(changes):
     env.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler would announce itself on every rank
     env.update({name: str(value) for name, value in changes.items()})
     return env
-
-
-def new_store():
-    """The rendezvous of the ranks, on a free port of the loopback, kept in the notebook's process."""
-    from torch.distributed import TCPStore
-
-    return TCPStore(STORE_ADDRESS, 0, is_master=True, wait_for_workers=False)
 
 
 def import_torch_early():

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import psutil
 import zmq
 from jupyter_client.client import KernelClient
 from jupyter_client.connect import write_connection_file
@@ -22,6 +23,24 @@ def execute_request(session, code, *, silent=False, execution_count=None):
     return message["header"]["msg_id"].encode(), session.serialize(message)
 
 
+def processor_seconds(pid):
+    """Seconds of the processor that a process and its children have used; 0.0 if it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def memory_mb(pid):
+    """The memory of a process, and its part of what it shares with others; 0 if it is gone."""
+    try:
+        info = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
+        return 0
+    return round(getattr(info, "pss", info.uss) / 1e6)
+
+
 class Link:
     """One rank as the notebook sees it.
 
@@ -31,7 +50,7 @@ class Link:
 
     def __init__(self, rank, directory, generation, context, session):
         name = f"{rank}-{generation}"
-        self.rank, self.pid, self.state, self.exit_code = rank, None, IDLE, None
+        self.rank = rank
         self.connection_file = os.path.join(directory, f"{name}.json")
         self.files = {kind: os.path.join(directory, f"{name}.{kind}") for kind in ("errors", "where")}
         for path in (*self.files.values(), self.connection_file):
@@ -39,9 +58,14 @@ class Link:
         ports = dict(shell_port=1, iopub_port=2, stdin_port=3, hb_port=4, control_port=5)
         path = os.path.join(directory, name)
         write_connection_file(self.connection_file, transport="ipc", ip=path, key=session.key, **ports)
-        self.session = session
-        self.client = KernelClient(context=context, session=session, connection_file=self.connection_file)
-        self.client.load_connection_file()
+        client = KernelClient(context=context, session=session, connection_file=self.connection_file)
+        client.load_connection_file()
+        self._open(client, session)
+
+    def _open(self, client, session):
+        """Open the channels of a KernelClient that knows where they are."""
+        self.client, self.session = client, session
+        self.pid, self.state, self.exit_code = None, IDLE, None
         self.shell = self.client.connect_shell()
         self.iopub = self.client.connect_iopub()
         self.welcomed = self.told_to_disconnect = False
@@ -94,17 +118,31 @@ class Link:
 
     def new_errors(self):
         """What the rank has written to descriptor 2 since the last call (C++ messages, most of the time)."""
+        data = self._read("errors", self._errors_read)
+        self._errors_read += len(data)
+        return data.decode(errors="replace")
+
+    def stack(self, start=0):
+        """Its stacks in bytes, from byte `start` on; SIGUSR1 has it write one more."""
+        return self._read("where", start)
+
+    def _read(self, kind, start):
         try:
-            size = os.stat(self.files["errors"]).st_size
-            if size <= self._errors_read:
-                return ""
-            with open(self.files["errors"], "rb") as file:
-                file.seek(self._errors_read)
-                text = file.read()
+            if os.stat(self.files[kind]).st_size <= start:
+                return b""
+            with open(self.files[kind], "rb") as file:
+                file.seek(start)
+                return file.read()
         except OSError:
-            return ""
-        self._errors_read += len(text)
-        return text.decode(errors="replace")
+            return b""
+
+    def processor_seconds(self):
+        """What it and its children have used; 0.0 if it is gone."""
+        return processor_seconds(self.pid)
+
+    def memory_mb(self):
+        """Memory of its own; 0 if it is gone."""
+        return memory_mb(self.pid)
 
     def signal(self, number):
         """Send a signal to the process of the rank, if it lives (the pid is its own until it is reaped)."""

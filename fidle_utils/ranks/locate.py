@@ -6,8 +6,6 @@ import signal
 import time
 from dataclasses import dataclass
 
-import psutil
-
 from fidle_utils.ranks.link import BUSY, DEAD, IDLE
 
 FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)$')
@@ -33,15 +31,13 @@ def locate(links, source="", patience=1.0):
     asked, seen, places = {}, {}, {}
     for link in links:
         if link.state == BUSY:
-            asked[link.rank] = (link.files["where"], os.stat(link.files["where"]).st_size)
+            asked[link.rank] = (link, len(link.stack()))
             link.signal(signal.SIGUSR1)  # faulthandler answers, even out of a blocked collective
     deadline = time.monotonic() + patience
     while asked and time.monotonic() < deadline:
         time.sleep(0.01)
-        for rank, (path, start) in list(asked.items()):
-            with open(path, "rb") as file:
-                file.seek(start)
-                stack = file.read().decode(errors="replace")
+        for rank, (link, start) in list(asked.items()):
+            stack = link.stack(start).decode(errors="replace")
             if stack and seen.get(rank) == stack:  # it has been written to the end
                 places[rank] = parse(stack, source)
                 del asked[rank]
@@ -51,8 +47,7 @@ def locate(links, source="", patience=1.0):
 
 def last_place(link, source=""):
     """Where a rank was when a fatal signal ended it, None if that is not known."""
-    with open(link.files["where"], errors="replace") as file:
-        _, found, stack = file.read().rpartition("Fatal Python error")
+    _, found, stack = link.stack().decode(errors="replace").rpartition("Fatal Python error")
     return parse(stack, source) if found else None
 
 
@@ -97,7 +92,7 @@ class HangWatch:
         now = time.monotonic()
         interval = now - self.looked
         busy = [link for link in self.links if link.state == BUSY]
-        seconds = {link.rank: _processor_seconds(link.pid) for link in busy}
+        seconds = {link.rank: link.processor_seconds() for link in busy}
         moved = any(
             used - self.seconds.get(rank, -1) > BUSY_SHARE * interval for rank, used in seconds.items()
         )
@@ -114,14 +109,6 @@ class HangWatch:
             return None
         self.explained = True
         return places
-
-
-def _processor_seconds(pid):
-    try:
-        times = psutil.Process(pid).cpu_times()
-        return times.user + times.system + times.children_user + times.children_system
-    except psutil.NoSuchProcess:
-        return 0.0
 
 
 def explain(places, links):

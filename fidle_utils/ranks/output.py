@@ -42,13 +42,13 @@ class Screen:
                 self.rows[self.row] = part if self.fresh else self.rows[self.row] + part
                 self.fresh = False
 
-    def shown(self, limit, rank):
-        """At most `limit` rows, with a row that says what was left out."""
+    def shown(self, limit, rank, elsewhere="ranks.outputs"):
+        """At most `limit` rows, with a row that says what was left out, and where it is."""
         rows = self.rows[:-1] if self.rows[-1] == "" else self.rows
         if len(rows) <= limit:
             return rows
         head, left_out = limit // 2, len(rows) - limit
-        note = f"… {left_out:,} more lines: ranks.outputs[{rank}] has them all …".replace(",", " ")
+        note = f"… {left_out:,} more lines: {elsewhere}[{rank}] has them all …".replace(",", " ")
         return [*rows[:head], note, *rows[head - limit :]]
 
 
@@ -60,8 +60,8 @@ class CellOutput:
     all, one row a rank says how far `track()` has come.
     """
 
-    def __init__(self, ranks, progress=None):
-        self.ranks, self.progress = list(ranks), progress
+    def __init__(self, ranks, progress=None, elsewhere="ranks.outputs"):
+        self.ranks, self.progress, self.elsewhere = list(ranks), progress, elsewhere
         self.items = {rank: [Screen()] for rank in self.ranks}  # screens, and rich displays in between
         self.everything = {rank: [] for rank in self.ranks}
         self.handle, self.handles = None, {}
@@ -115,7 +115,8 @@ class CellOutput:
     def _rows(self, limit, fold):
         groups = {}
         for rank, items in self.items.items():
-            shown = [row for item in items if isinstance(item, Screen) for row in item.shown(limit, rank)]
+            screens = [item for item in items if isinstance(item, Screen)]
+            shown = [row for screen in screens for row in screen.shown(limit, rank, self.elsewhere)]
             if shown:
                 groups.setdefault(tuple(shown) if fold else rank, (shown, []))[1].append(rank)
         rows = [f"{_label(ranks, self.ranks)} {row}" for shown, ranks in groups.values() for row in shown]
@@ -137,7 +138,7 @@ class CellOutput:
                 if not isinstance(item, Screen):
                     _show({"text/plain": _label([rank], self.ranks)})
                     _show(item[0], item[1])
-                elif rows := item.shown(FINAL_ROWS, rank):
+                elif rows := item.shown(FINAL_ROWS, rank, self.elsewhere):
                     _show({"text/plain": "\n".join(f"{_label([rank], self.ranks)} {row}" for row in rows)})
         if rows := self._progress_rows():
             _show({"text/plain": "\n".join(rows)})

@@ -1,0 +1,35 @@
+"""A real Slurm for the tests in this folder: one for each process of pytest, started when first asked for."""
+
+import time
+
+import pytest
+from mini_slurm import MiniSlurm, why_not
+
+
+@pytest.fixture(scope="session")
+def _mini():
+    if reason := why_not():
+        pytest.skip(f"no mini Slurm here: {reason}")
+    with MiniSlurm() as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(_mini, monkeypatch):
+    """The cluster, chosen by SLURM_CONF; fails a test that leaves a job or a step of one behind."""
+    for name, value in _mini.env.items():
+        monkeypatch.setenv(name, value)
+    yield _mini
+    clean = wait_until(lambda: not {*_mini.jobs(), *_mini.steps()} - _mini.expected, 5)
+    left = {*_mini.jobs(), *_mini.steps()} - _mini.expected
+    if left:
+        _mini.run("scancel", *map(str, left), check=False)
+    assert clean, f"jobs, or processes of theirs, outlived the test: {left}"
+
+
+def wait_until(happened, seconds=30):
+    """True as soon as `happened()`, False if it has not after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (it := happened()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return it
