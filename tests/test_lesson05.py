@@ -261,16 +261,17 @@ def test_the_formula_is_within_nine_points_of_megatrons_weak_scaling():
 # ----------------------------------------------------------------------------------------------- exercises
 
 
-def exercises():
-    for i, cell in enumerate(CELLS):
-        if "exercise" in cell.metadata.get("tags", []):
-            yield cell, CELLS[i - 1], CELLS[i + 1]
+EXERCISES = [
+    (cell, CELLS[i - 1], CELLS[i + 1])
+    for i, cell in enumerate(CELLS)
+    if "exercise" in cell.metadata.get("tags", [])
+]
 
 
 @pytest.mark.parametrize(
     "stub, before, check",
-    exercises(),
-    ids=[cell.metadata.fidle["wrong"][0][14:30] for cell, *_ in exercises()],
+    EXERCISES,
+    ids=[cell.metadata.fidle["wrong"][0][14:30] for cell, *_ in EXERCISES],
 )
 def test_every_wrong_answer_gets_a_hint_of_its_own(ranks, stub, before, check, monkeypatch):
     said = []
