@@ -1,10 +1,10 @@
-"""Three small models in plain PyTorch. Seed with `torch.manual_seed` before you build one."""
+"""Four small models in plain PyTorch. Seed with `torch.manual_seed` before you build one."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["GPT", "MLP", "SmallCNN"]
+__all__ = ["GPT", "MLP", "SmallCNN", "residual_chain"]
 
 
 class _Model(nn.Module):
@@ -48,6 +48,23 @@ class SmallCNN(_Model):
 
     def forward(self, x):
         return self.head(self.features(x).flatten(1))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + torch.tanh(self.linear(x))
+
+
+def residual_chain(n_blocks=8, width=64, n_classes=10):
+    """Return a `Sequential` to cut into stages: (batch, width) → (batch, n_classes), the last block the head.
+
+    All blocks before it are x + tanh(linear(x)): the same work, and the same shape passed on at every cut.
+    """
+    return nn.Sequential(*(_Residual(width) for _ in range(n_blocks - 1)), nn.Linear(width, n_classes))
 
 
 class _Attention(nn.Module):

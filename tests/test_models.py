@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fidle_utils.models import GPT, MLP, SmallCNN
+from fidle_utils.models import GPT, MLP, SmallCNN, residual_chain
 
 
 @pytest.mark.parametrize("width, depth", [(64, 2), (10, 0), (5, 3)])
@@ -62,3 +62,13 @@ def test_gpt_learns_a_repeated_sentence():
 def test_gpt_refuses_heads_that_do_not_divide_its_width():
     with pytest.raises(ValueError, match="n_heads=5"):
         GPT(10, n_heads=5, width=64)
+
+
+def test_a_chain_passes_on_one_shape_and_its_pieces_are_the_whole():
+    torch.manual_seed(0)
+    chain, x = residual_chain(n_blocks=6, width=12, n_classes=5), torch.randn(3, 12)
+    assert sum(p.numel() for p in chain.parameters()) == 5 * (12 * 12 + 12) + 12 * 5 + 5
+    first, second = chain[:2], chain[2:]
+    assert first(x).shape == x.shape
+    torch.testing.assert_close(second(first(x)), chain(x), rtol=0, atol=0)
+    torch.testing.assert_close(chain[0](x), x + torch.tanh(chain[0].linear(x)), rtol=0, atol=0)

@@ -149,6 +149,12 @@ def throughput():
     return recorded([0.01, 0.02])
 
 
+def pipeline(name="1F1B"):
+    from fidle_utils.schedules import SCHEDULES
+
+    return SCHEDULES[name](4, 8).simulate(communication=0.1)
+
+
 def overlap():
     steps = [("backward", i, i / 9, (i + 1) / 9) for i in (0, 1)]
     return steps + [("communication", i, i / 9 + 0.1, i / 9 + 0.2) for i in (0, 1)]
@@ -165,10 +171,14 @@ FIGURES = {
         [[(0, 2), (1, 1.5)], [(1, 1.5), (2, 1)]], [(0, 2), (2, 1)], [1]
     ),
     "plot_batch_means": lambda: plots.plot_batch_means([[0.1, 0.2], [0.3, 0.1]], [0.2, 0.15]),
+    "plot_batch_ramp": lambda: plots.plot_batch_ramp(
+        [row for row in table("jeanzay_bigscience_a100") if "Batchsize Warmup" in row["source"]]
+    ),
     "plot_batch_sizes": lambda: plots.plot_batch_sizes(
         {"linear": {16: [3, 4], 64: [4, 5]}, "unscaled": {16: [3, 4], 64: [30, 40]}}, table("goyal_minibatch")
     ),
     "plot_batch_split": lambda: plots.plot_batch_split(torch.rand(8, 1, 8, 8), 2),
+    "plot_bubble": lambda: plots.plot_bubble(4, {1: (3, 0.75), 8: (3 / 8, 3 / 11)}),
     "plot_buckets": lambda: plots.plot_buckets([(1, 12.1), (4, 15.5)]),
     "plot_bus_bandwidth": lambda: plots.plot_bus_bandwidth(BUSES, published=table("nccl_allreduce_busbw")),
     "plot_bytes_sent": SIMPLE["bytes"],
@@ -193,24 +203,44 @@ FIGURES = {
     "plot_loss": SIMPLE["loss"],
     "plot_machine": lambda: plots.plot_machine(CPU, 4, 9e8),
     "plot_matrix_split": lambda: plots.plot_matrix_split(4),
+    "plot_measured_schedule": lambda: plots.plot_measured_schedule(pipeline("ZB-V"), pipeline("ZB-V")),
     "plot_memory": lambda: memory.plot_memory([ledger()] * 2),
     "plot_memory_over_time": lambda: memory.plot_memory_over_time(ledger()),
     "plot_memory_sweep": lambda: plots.plot_memory_sweep(RATES),
     "plot_mesh": MESH["mesh"][0],
+    "plot_message_cost": lambda: plots.plot_message_cost(
+        {
+            "hidden": {"1F1B": [(0, 33), (1, 40)], "ZB-V": [(0, 25), (1, 39)]},
+            "paid": {"1F1B": [(0, 33), (1, 60)]},
+        }
+    ),
     "plot_model_cuts": lambda: plots.plot_model_cuts(8, 4),
     "plot_moments": SIMPLE["moments"],
     "plot_offload": SHARDING["offload"][0],
     "plot_overlap": lambda: plots.plot_overlap([overlap()] * 2, [overlap()] * 2),
     "plot_parallel_block": lambda: plots.plot_parallel_block(("f", "a", "b"), ("g", "b", "a")),
+    "plot_peak_activations": lambda: plots.plot_peak_activations({"GPipe": [8] * 4, "1F1B": [4, 3, 2, 1]}, 5),
+    "plot_published_bubbles": lambda: plots.plot_published_bubbles(
+        table("zero_bubble", parameters_billion=6.2)
+    ),
+    "plot_published_gpipe": lambda: plots.plot_published_gpipe(
+        table("gpipe_throughput", model="Transformer-48 TPUv3")
+    ),
     "plot_ring_attention": lambda: plots.plot_ring_attention(4),
     "plot_ring_bytes": lambda: plots.plot_ring_bytes({2: 1, 4: 1.5}),
     "plot_roofline": lambda: plots.plot_roofline(*roofline()),
     "plot_scaling": lambda: plots.plot_scaling({1: [10, 11], 4: [20, 30]}, [33, 34]),
+    "plot_schedule": lambda: plots.plot_schedule(pipeline("interleaved 1F1B")),
+    "plot_schedules": lambda: plots.plot_schedules([pipeline("GPipe"), pipeline("ZB-H2"), pipeline("ZB-V")]),
     "plot_sent_bytes": lambda: plots.plot_sent_bytes(SENT, dict.fromkeys(SENT, 4), {"stage 3": 3}),
     "plot_shards": SHARDING["shards"][0],
     "plot_stages": SHARDING["stages"][0],
+    "plot_staleness": lambda: plots.plot_staleness(
+        {"slow": {"a": [2, 1], "b": [2, 1.5]}, "fast": {"a": [2, 3]}}
+    ),
     "plot_tensor_parallel_scaling": lambda: plots.plot_tensor_parallel_scaling(MEGATRON, KEPT),
     "plot_throughput": lambda: plots.plot_throughput(throughput()),
+    "plot_time_and_memory": lambda: plots.plot_time_and_memory({"1F1B": (33, 4), "ZB-V": (24, 4)}, (28, 5)),
     "plot_timeline": lambda: plots.plot_timeline(timeline()),
     "plot_topologies": MESH["topologies"][0],
     "plot_two_networks": MESH["two networks"][0],

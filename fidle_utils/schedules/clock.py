@@ -79,10 +79,11 @@ class Simulation:
         return [measure(mine) for mine in by_rank]
 
 
-def run(schedule, durations, communication):
+def run(schedule, durations, communication, overlap=True):
     """Return the events of a schedule, sorted by start; `durations[kind][stage]`, `communication` a transfer.
 
-    Ranks advance in turn as far as their input allows: the times do not depend on who is looked at first.
+    Without `overlap` the receiver is occupied by the transfer: it takes place once the rank is free. Ranks
+    advance in turn as far as their input allows: the times do not depend on who is looked at first.
     """
     ends = {}  # (kind, micro-batch, stage) -> end
     events, free_at, position = [], [0.0] * schedule.n_ranks, [0] * schedule.n_ranks
@@ -92,11 +93,15 @@ def run(schedule, durations, communication):
         for rank, mine in enumerate(schedule.order):
             while position[rank] < len(mine) and not _missing(schedule, mine[position[rank]], ends):
                 operation = mine[position[rank]]
-                arrivals = [
-                    ends[needed] + (communication if schedule.rank_of_stage[needed[2]] != rank else 0)
+                transfers = [
+                    (ends[needed], communication if schedule.rank_of_stage[needed[2]] != rank else 0)
                     for needed in _needs(schedule, operation)
                 ]
-                start = max([free_at[rank], *arrivals])
+                if overlap:
+                    start = max([free_at[rank], *(ready + travel for ready, travel in transfers)])
+                else:
+                    ready = max([free_at[rank], *(ready for ready, _ in transfers)])
+                    start = ready + sum(travel for _, travel in transfers)
                 free_at[rank] = start + durations[operation.kind][operation.stage]
                 events.append(Event(rank, *operation, start, free_at[rank]))
                 # BW delivers the gradient of the input like B.

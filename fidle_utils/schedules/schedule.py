@@ -60,14 +60,25 @@ class Schedule:
     def n_micro_batches(self):
         return 1 + max(operation.micro_batch for mine in self.order for operation in mine)
 
-    def simulate(self, forward=1.0, backward_input=1.0, backward_weight=1.0, communication=0.0):
+    @property
+    def n_messages(self):
+        """The activations and gradients that cross from one rank to another in a step, of all ranks together.
+
+        Two a micro-batch at each border between stages of two ranks: 2m(p−1), interleaved 2m(pv−1).
+        """
+        borders = zip(self.rank_of_stage, self.rank_of_stage[1:], strict=False)
+        return 2 * self.n_micro_batches * sum(here != there for here, there in borders)
+
+    def simulate(self, forward=1.0, backward_input=1.0, backward_weight=1.0, communication=0.0, overlap=True):
         """Run the schedule on a clock: each operation starts when its rank is free and its input is there.
 
         The durations are those of one micro-batch on *one rank*, in any unit of time; a rank that holds v
         stages spends 1/v of them on each. A list gives one duration a stage instead, not divided.
 
-        `communication` is the time that an activation or a gradient travels between two ranks. It delays the
-        receiver and occupies nobody, as with asynchronous sends (the T_comm of arXiv:2401.10241, Section 3).
+        `communication` is the time that an activation or a gradient travels between two ranks. With `overlap`
+        it delays the receiver and occupies nobody, as with asynchronous sends and receives that were posted
+        before (the T_comm of arXiv:2401.10241, Section 3). Without, the receiver takes each message when it
+        comes to it and does nothing else meanwhile; to send costs nothing. Links are never shared.
 
         Raises DeadlockError, with rank and operation, where the order can never be carried out.
         """
@@ -81,7 +92,7 @@ class Schedule:
             raise ValueError("every duration is 0: give one that is more, or there is no time to share")
         if communication < 0:
             raise ValueError(f"communication={communication}: a time is 0 or more")
-        return Simulation(self, tuple(run(self, durations, communication)))
+        return Simulation(self, tuple(run(self, durations, communication, overlap)))
 
     def peak_activations(self, kept_for_w=0.0):
         """Return the most activations that each rank holds at once, one number a rank.
