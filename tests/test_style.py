@@ -153,6 +153,24 @@ def pipeline(name="1F1B"):
     from fidle_utils.schedules import SCHEDULES
 
     return SCHEDULES[name](4, 8).simulate(communication=0.1)
+def plans():
+    from fidle_utils.planner import Layout, plan
+
+    layout = Layout(data=2, tensor=2, zero=1)
+    small, large = ("Llama 3 8B", layout), ("Llama 3 70B", layout.with_(checkpointing="full"))
+    return {name: plan(name, "Jean Zay H100", layout) for name, layout in (small, large)}
+
+
+def found():
+    from fidle_utils.planner import search
+
+    return search("Llama 3 8B", "Jean Zay H100", 8, 64, best=None, by_degrees=True)
+
+
+def errors():
+    from fidle_utils.planner.validation import compare
+
+    return compare()
 
 
 def overlap():
@@ -200,6 +218,7 @@ FIGURES = {
     "plot_group_bytes": MESH["bytes and formula"][0],
     "plot_held_bytes": lambda: plots.plot_held_bytes(HELD, 100, {"stage 0": 16}),
     "plot_layer_times": lambda: plots.plot_layer_times(LAYERS, "One layer", "bytes over bandwidth"),
+    "plot_layouts": lambda: plots.plot_layouts(found(), used=(1, 1)),
     "plot_loss": SIMPLE["loss"],
     "plot_machine": lambda: plots.plot_machine(CPU, 4, 9e8),
     "plot_matrix_split": lambda: plots.plot_matrix_split(4),
@@ -220,6 +239,9 @@ FIGURES = {
     "plot_overlap": lambda: plots.plot_overlap([overlap()] * 2, [overlap()] * 2),
     "plot_parallel_block": lambda: plots.plot_parallel_block(("f", "a", "b"), ("g", "b", "a")),
     "plot_peak_activations": lambda: plots.plot_peak_activations({"GPipe": [8] * 4, "1F1B": [4, 3, 2, 1]}, 5),
+    "plot_plan_memory": lambda: plots.plot_plan_memory(plans()),
+    "plot_plan_time": lambda: plots.plot_plan_time(plans()),
+    "plot_planner_errors": lambda: plots.plot_planner_errors(errors()),
     "plot_published_bubbles": lambda: plots.plot_published_bubbles(
         table("zero_bubble", parameters_billion=6.2)
     ),
@@ -244,6 +266,8 @@ FIGURES = {
     "plot_timeline": lambda: plots.plot_timeline(timeline()),
     "plot_topologies": MESH["topologies"][0],
     "plot_two_networks": MESH["two networks"][0],
+    "plot_validation": lambda: plots.plot_validation(errors()),
+    "plot_validation, memory": lambda: plots.plot_validation(errors(), "memory"),
     "plot_vital_signs": lambda: plots.plot_vital_signs(
         {"healthy": vital_signs(), "patient A": vital_signs(7)}
     ),

@@ -72,6 +72,13 @@ from fidle_utils.plots.pipeline_costs import (
     plot_staleness,
     plot_time_and_memory,
 )
+from fidle_utils.plots.planning import (
+    plot_layouts,
+    plot_plan_memory,
+    plot_plan_time,
+    plot_planner_errors,
+    plot_validation,
+)
 from fidle_utils.plots.roofline import plot_roofline
 from fidle_utils.plots.sharding import (
     plot_activation_terms,
@@ -121,6 +128,7 @@ __all__ = [
     "plot_group_bytes",
     "plot_held_bytes",
     "plot_layer_times",
+    "plot_layouts",
     "plot_links",
     "plot_loss",
     "plot_loss_scaling",
@@ -141,6 +149,9 @@ __all__ = [
     "plot_overlap",
     "plot_parallel_block",
     "plot_peak_activations",
+    "plot_plan_memory",
+    "plot_plan_time",
+    "plot_planner_errors",
     "plot_published_bubbles",
     "plot_published_gpipe",
     "plot_ring_attention",
@@ -162,6 +173,7 @@ __all__ = [
     "plot_timelines",
     "plot_topologies",
     "plot_two_networks",
+    "plot_validation",
     "plot_vital_signs",
     "plot_waves",
     "plot_who_holds_what",

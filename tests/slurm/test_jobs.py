@@ -208,10 +208,11 @@ class down:
 def test_jobs_of_two_users_wait_for_each_other(slurm, tmp_path):
     other = slurm.run(
         *("sbatch", "--parsable", "--uid=nobody", "--chdir=/tmp", "--output=/dev/null"),
-        *("--nodes=2", "--exclusive", "--job-name=other", "--wrap=sleep 300"),
+        *("--nodes=2", "--gres=gpu:8", "--job-name=other", "--wrap=sleep 300"),
     ).stdout.strip()
-    job = cluster.submit(write(tmp_path, "import os\nprint('at last', os.environ['MASTER_ADDR'])"), nodes=2)
-    assert wait_until(lambda: job.status.reason == "Resources")
+    script = write(tmp_path, "import os\nprint('at last', os.environ['MASTER_ADDR'])")
+    job = cluster.submit(script, profile="generic-gpu", nodes=2)
+    assert wait_until(lambda: job.status.reason == "Resources"), job.status
     assert "waiting for free nodes (Resources)" in str(job.status)
     queue = slurm.run("squeue", "--noheader", "--format=%u %T").stdout.splitlines()
     assert {"nobody RUNNING", "root PENDING"} <= set(queue)
