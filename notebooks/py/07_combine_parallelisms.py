@@ -72,6 +72,8 @@ mesh = init_device_mesh(device.type, (2, 2), mesh_dim_names=("pp", "dp"))
 stage, replica = mesh.get_coordinate()
 pp, dp = mesh.get_group("pp"), mesh.get_group("dp")
 groups = {name: dist.get_process_group_ranks(mesh.get_group(name)) for name in ("pp", "dp")}
+for group in (pp, dp):
+    dist.all_reduce(torch.zeros(1, device=device), group=group)     # NCCL connects at the first call: here
 print(f"stage {stage}, data share {replica} · {groups}")
 
 # %% tags=["live"]
@@ -490,10 +492,11 @@ def mean_loss(loss, mesh):
 def my_stage(mesh, dtype):
     return Stage(new_gpt(dtype), mesh.get_local_rank("pp"), mesh["pp"].size())
 
+grid = init_device_mesh(device.type, (2, 4), mesh_dim_names=("pp", "dp"))      # groups cost: make them once
+
 def hybrid(dtype):
-    mesh = init_device_mesh(device.type, (2, 4), mesh_dim_names=("pp", "dp"))
-    pipeline = Pipeline(mesh, my_stage(mesh, dtype))
-    loss = mean_loss(pipeline.backward(*share(mesh)), mesh)
+    pipeline = Pipeline(grid, my_stage(grid, dtype))
+    loss = mean_loss(pipeline.backward(*share(grid)), grid)
     return compare(loss, pipeline.model, dtype)
 
 # %%
@@ -533,19 +536,20 @@ from torch.distributed.fsdp import fully_shard
 
 logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)   # full_tensor gathers twice, aloud
 
+shards = init_device_mesh(device.type, (4, 2), mesh_dim_names=("dp", "tp"))
+
 def sharded_tensor(dtype):
-    mesh = init_device_mesh(device.type, (4, 2), mesh_dim_names=("dp", "tp"))
     gpt = new_gpt(dtype)
     for block in gpt.blocks:
-        cut(block, mesh["tp"])                          # first tensor,
-        fully_shard(block, mesh=mesh["dp"])             # then FSDP, around it
-    fully_shard(gpt, mesh=mesh["dp"])
-    my_x, my_y = share(mesh)
+        cut(block, shards["tp"])                        # first tensor,
+        fully_shard(block, mesh=shards["dp"])           # then FSDP, around it
+    fully_shard(gpt, mesh=shards["dp"])
+    my_x, my_y = share(shards)
     loss = token_loss(gpt(my_x), my_y)
     loss.backward()                                     # FSDP averages along dp by itself
     mean = loss.detach().clone()
-    dist.all_reduce(mean, group=mesh.get_group("dp"))
-    return compare(mean / mesh["dp"].size(), gpt, dtype), gpt
+    dist.all_reduce(mean, group=shards.get_group("dp"))
+    return compare(mean / shards["dp"].size(), gpt, dtype), gpt
 
 single, _ = sharded_tensor(torch.float32)
 double, gpt = sharded_tensor(torch.float64)
