@@ -4,6 +4,7 @@ Sources: ZeRO, arXiv:1910.02054, Section 3 (model states); Korthikanti et al. 20
 Section 4 (activations); FlashAttention, arXiv:2205.14135 (no scores).
 """
 
+from fidle_utils import memory_formulas
 from fidle_utils.planner import calibration
 from fidle_utils.planner.layout import layers_by_stage
 
@@ -18,10 +19,8 @@ def model_state_bytes(parameters, zero=0, shards=1, gradient_bytes=2, optimizer_
     2Ψ, 2Ψ and 12Ψ; stage 1 splits the last, 2 the last two, 3 all, over `shards` ranks (arXiv:1910.02054,
     Sections 3.1 and 5; Table 1). `gradient_bytes` is 4 where gradients are kept in fp32.
     """
-    split = [shards if zero >= stage else 1 for stage in (3, 2, 1)]
-    return tuple(
-        parameters * size / n for size, n in zip((2, gradient_bytes, optimizer_bytes), split, strict=True)
-    )
+    precision = memory_formulas.Precision(2, gradient_bytes, optimizer_bytes)
+    return tuple(memory_formulas.model_state_bytes(parameters, zero, shards, precision).values())
 
 
 def activation_bytes(model, layout, software, checkpointing=None):
