@@ -141,16 +141,18 @@ def test_flash_attention_keeps_what_selective_checkpointing_keeps_without_dropou
     assert flash == no_dropout
 
 
-@pytest.mark.parametrize("p, m", [(4, 16), (8, 32), (4, 3), (1, 4)])
-@pytest.mark.parametrize("name", ["GPipe", "1F1B", "interleaved", "ZB-H1", "ZB-H2", "ZB-V"])
+@pytest.mark.parametrize(
+    "name, p, m",
+    [
+        (name, p, m)
+        for name in ("GPipe", "1F1B", "interleaved", "ZB-H1", "ZB-H2", "ZB-V")
+        for p, m in ((4, 16), (8, 32), (4, 3), (1, 4))
+        if name != "interleaved" or (p > 1 and m % p == 0)  # no such schedule
+    ],
+)
 def test_micro_batches_in_flight_are_those_of_the_simulated_schedule(name, p, m):
-    if name == "interleaved":
-        if p == 1 or m % p:
-            pytest.skip("no such schedule")
-        made = schedules.interleaved(p, m, 2)
-    else:
-        made = schedules.SCHEDULES[name](p, m)
     virtual = 2 if name == "interleaved" else 1
+    made = schedules.interleaved(p, m, 2) if name == "interleaved" else schedules.SCHEDULES[name](p, m)
     layout = Layout(pipeline=p, schedule=name, virtual_stages=virtual, global_batch=m)
     held = [memory_module.in_flight(layout, stage) for stage in range(p)]
     # B frees an activation here; the planner counts the same. ZB-V of few micro-batches holds less than p.

@@ -173,7 +173,7 @@ def _environment(changes):
         "JPY_INTERRUPT_EVENT",
         "IPYKERNEL_CELL_NAME",
         "PYTEST_CURRENT_TEST",
-        # NVIDIA's containers turn TF32 on with these: float32 must mean float32 where lessons compare to 1e-5.
+        # NVIDIA's containers turn TF32 on with these: float32 must mean float32 where lessons compare it.
         "NVIDIA_TF32_OVERRIDE",
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     ):
