@@ -22,7 +22,7 @@
 # defend three plans with numbers, and see a network turn the best strategy into the worst.
 #
 # **You learn** a path from "it does not fit" to a layout; what bounds each layout; and how far a computed plan is from
-# 250 published runs.
+# some 240 published runs.
 #
 # **You need** the words of lessons 04 to 08: data, tensor and pipeline parallelism, ZeRO, checkpointing. No GPU, no
 # rank: everything here is computed or read from published tables.
