@@ -235,6 +235,9 @@ FIGURES = {
     ),
     "plot_model_cuts": lambda: plots.plot_model_cuts(8, 4),
     "plot_moments": SIMPLE["moments"],
+    "plot_node": lambda: plots.plot_node(
+        table("jeanzay_links")[1], table("gpu_specs", gpu="A100-SXM4-80GB")[0]
+    ),
     "plot_offload": SHARDING["offload"][0],
     "plot_overlap": lambda: plots.plot_overlap([overlap()] * 2, [overlap()] * 2),
     "plot_parallel_block": lambda: plots.plot_parallel_block(("f", "a", "b"), ("g", "b", "a")),
@@ -265,6 +268,10 @@ FIGURES = {
     "plot_time_and_memory": lambda: plots.plot_time_and_memory({"1F1B": (33, 4), "ZB-V": (24, 4)}, (28, 5)),
     "plot_timeline": lambda: plots.plot_timeline(timeline()),
     "plot_topologies": MESH["topologies"][0],
+    "plot_transfer_times": lambda: plots.plot_transfer_times(
+        [dict(link="A link", kind="computed", seconds=0.3), dict(link="B", kind="published", seconds=(2, 7))],
+        14e9,
+    ),
     "plot_two_networks": MESH["two networks"][0],
     "plot_validation": lambda: plots.plot_validation(errors()),
     "plot_validation, memory": lambda: plots.plot_validation(errors(), "memory"),

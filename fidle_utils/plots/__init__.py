@@ -32,6 +32,7 @@ from fidle_utils.plots.good_practice import (
     plot_files,
     plot_vital_signs,
 )
+from fidle_utils.plots.jean_zay import plot_node, plot_transfer_times
 from fidle_utils.plots.machine import plot_machine, plot_memory_sweep
 from fidle_utils.plots.measures import plot_bytes_sent, plot_loss, plot_moments
 from fidle_utils.plots.memory import plot_memory, plot_memory_over_time
@@ -143,6 +144,7 @@ __all__ = [
     "plot_message_cost",
     "plot_model_cuts",
     "plot_moments",
+    "plot_node",
     "plot_number_formats",
     "plot_offload",
     "plot_orders",
@@ -172,6 +174,7 @@ __all__ = [
     "plot_timeline",
     "plot_timelines",
     "plot_topologies",
+    "plot_transfer_times",
     "plot_two_networks",
     "plot_validation",
     "plot_vital_signs",
