@@ -70,7 +70,9 @@ plots.plot_model_cuts(n_layers=8, n_ranks=4);
 from torch import nn
 from torch.nn import functional as F
 
-def tower(depth=8, width=512):
+rows, width = (4096, 2048) if device.type == "cuda" else (1024, 512)    # a GPU needs more to be busy
+
+def tower(depth=8):
     """The whole model, the same for whoever builds it."""
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(depth)))
@@ -78,7 +80,7 @@ def tower(depth=8, width=512):
 n_mine = 8 // world_size
 stage = tower()[rank * n_mine:(rank + 1) * n_mine].to(device)       # my layers
 torch.manual_seed(1)
-x, y = torch.randn(1024, 512).to(device), torch.randn(1024, 512).to(device)
+x, y = torch.randn(rows, width).to(device), torch.randn(rows, width).to(device)
 n_parameters = sum(p.numel() for p in stage.parameters())
 print(f"layers {rank * n_mine} to {(rank + 1) * n_mine - 1}, {n_parameters:,} parameters")
 
@@ -128,13 +130,15 @@ reveal(guess, "a quarter", why="At any time one rank computes: 1/n. The other th
 # Two cores are enough to see the truth here, since one rank at a time computes. Is it right, at least? One process:
 
 # %%
-def tower(depth=8, width=512):
+rows, width = ranks["rows"][0], ranks["width"][0]
+
+def tower(depth=8):
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(depth)))
 
 whole = tower()
 torch.manual_seed(1)
-x, y = torch.randn(1024, 512), torch.randn(1024, 512)
+x, y = torch.randn(rows, width), torch.randn(rows, width)
 loss = F.mse_loss(whole(x), y)
 loss.backward()
 
@@ -335,7 +339,7 @@ def mlp():
     return nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
 
 # %% [markdown] tags=["live"]
-# (A cell for the check of the next exercise: what it says of shapes, and of y.)
+# (Two cells for the check of the next exercise: what it says of shapes, and of y.)
 
 # %% tags=["live"]
 def mlp_shapes(split):
@@ -346,7 +350,11 @@ def mlp_shapes(split):
         mine = tuple(getattr(split, name).shape)
         why = "nn.Linear keeps (outputs, inputs)" if "weight" in name else "a bias is cut like its outputs"
         assert mine == shape, f"{name} has shape {mine}, not {shape}: {why}."
+    for name in ("up_weight", "up_bias", "down_weight"):
+        uncut = f"{name}: right shape; make it with my_part, which notes the cut."
+        assert hasattr(getattr(split, name), "cut"), uncut
 
+# %% tags=["live"]
 def mlp_forward(split, whole, x):
     """The same y on every rank, the one of the whole MLP."""
     y, bias = split(x), whole[2].bias
@@ -363,11 +371,12 @@ def mlp_forward(split, whole, x):
     return y
 
 # %% [markdown] tags=["live"]
-# **Exercise 2.** Complete the MLP. `mlp[0]` is the first `nn.Linear`, `mlp[2]` the second. What stays whole is a
-# parameter as it is: `nn.Parameter(p.detach().clone())`. In `forward`, call `self.enter.apply(x)` for f and
-# `self.leave.apply(…)` for g. (They have names of their own because a later section puts others there.)
+# **Exercise 2.** Complete the MLP. `mlp[0]` is the first `nn.Linear`, `mlp[2]` the second. Cut with `my_part`: later
+# cells read its `.cut`. What stays whole is a parameter as it is: `nn.Parameter(p.detach().clone())`. In `forward`,
+# call `self.enter.apply(x)` for f and `self.leave.apply(…)` for g. (They have names of their own because a later
+# section puts others there.)
 
-# %% fidle={"wrong": ["%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 1)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 0)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(x, self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return F.linear(h, self.down_weight) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias / world_size))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = nn.Parameter(mlp[0].bias.detach().clone())\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.linear(self.enter.apply(x), self.up_weight, self.up_bias)\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n"]} tags=["exercise", "live"]
+# %% fidle={"wrong": ["%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 1)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 0)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(x, self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return F.linear(h, self.down_weight) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias / world_size))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = nn.Parameter(mlp[0].bias.detach().clone())\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.linear(self.enter.apply(x), self.up_weight, self.up_bias)\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = nn.Parameter(mlp[0].weight.detach().chunk(world_size, 0)[rank].clone())\n        self.up_bias = nn.Parameter(mlp[0].bias.detach().chunk(world_size, 0)[rank].clone())\n        self.down_weight = nn.Parameter(mlp[2].weight.detach().chunk(world_size, 1)[rank].clone())\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n"]} tags=["exercise", "live"]
 %%ranks
 class ParallelMLP(nn.Module):
     """The MLP of a transformer block, shared by the ranks."""
@@ -682,13 +691,14 @@ show(ranks["far"])
 
 # %% [markdown]
 # So n must divide the number of heads. Models whose queries share keys and values (*grouped-query attention*) have
-# fewer of these: with 8 key heads, a group of 16 ranks must keep some of them twice.
+# fewer of these: with 8 key heads, a group of 16 ranks must keep each of them on two ranks.
 
 # %% [markdown]
 # ## The vocabulary too
 #
 # The *embedding* (fr. *plongement*) is a table with one row for each token of the vocabulary, and the output layer, the
-# *head*, has the same shape: in BLOOM, 250 880 rows [6]. Cut both along the vocabulary (fr. *vocabulaire*). An id that is not in my part gives zeros; g adds up.
+# *head*, has the same shape: in BLOOM, 250 880 rows [6]. Cut both along the vocabulary (fr. *vocabulaire*). An id
+# that is not in my part gives zeros; g adds up.
 
 # %%
 %%ranks
@@ -709,7 +719,8 @@ class VocabularyEmbedding(nn.Module):
 whole, ids = nn.Embedding(96, 64).to(device), torch.arange(96, device=device).view(4, 24)
 dist.broadcast(whole.weight.data, src=0)
 far = (VocabularyEmbedding(whole)(ids) - whole(ids)).abs().max().item()
-print(f"my ids are {rank * 24} to {rank * 24 + 23}; largest difference with the whole table: {far}")
+n = 96 // world_size
+print(f"my ids are {rank * n} to {rank * n + n - 1}; largest difference with the whole table: {far}")
 assert far == 0
 
 # %% [markdown]
@@ -797,7 +808,8 @@ def parallel_cross_entropy(logits, y):
 check("parallel_cross_entropy", test_loss)
 
 # %%
-guess = predict("A vocabulary of 250 880. Gathering all logits, instead of three numbers: how much more?",
+guess = predict("A vocabulary of 250 880. All logits, instead of three numbers a token: "
+                "how many times as many numbers?",
                 options=["3 times", "about 1 000 times", "about 84 000 times"])
 
 # %%
@@ -816,8 +828,10 @@ print(f"here, with 96 words: three numbers {three.n_bytes():,} bytes in {three.c
       f"all logits {everything.n_bytes():,} bytes")
 assert everything.n_bytes() / three.n_bytes() == 96 / 3
 logits_gb = 8 * 2048 * 250880 * 4 / 1e9
-reveal(guess, "about 84 000 times", why=f"V/3 = {250880 / 3:,.0f}. For 8 texts of 2048 tokens, in float32, "
-       f"all logits are {logits_gb:.1f} GB; no rank needs to hold them.")
+reveal(guess, "about 84 000 times", why=f"V/3 = {250880 / 3:,.0f}. On the wire half of that, "
+       f"about {round(250880 / 6, -3):,.0f}: an all_reduce sends its numbers twice. "
+       f"For 8 texts of 2048 tokens, in float32, all logits are {logits_gb:.1f} GB; "
+       "no rank needs to hold them.")
 
 # %% [markdown]
 # ## A whole GPT
@@ -965,8 +979,9 @@ guess = predict("f and g become gather and scatter. The bytes that a rank sends�
 %%ranks
 def gather(x):
     """(batch, length/n, width) of each rank → (batch, length, width) on all."""
+    x = x.contiguous()                                          # its parts too: NCCL wants that
     parts = [torch.empty_like(x) for _ in range(world_size)]
-    dist.all_gather(parts, x.contiguous())
+    dist.all_gather(parts, x)
     return torch.cat(parts, dim=1)
 
 def scatter_sum(x):
@@ -1279,8 +1294,8 @@ assert sum(ranks["theirs"][0].values()) == sum(ranks["ours"][0].values())
 # One layer of a transformer, forward and backward, for $b$ texts of $s$ tokens and width $h$, on $n$ ranks:
 #
 # - computes $72\,b\,s\,h^2\,(1 + s/6h)\,/\,n$ operations on each rank [3];
-# - makes four all_reduces (g twice, f twice) of $2\,b\,s\,h$ bytes in bfloat16; for each, a rank sends $2(n-1)/n$
-#   times that.
+# - makes four all_reduces (g twice, f twice) of $2\,b\,s\,h$ bytes (two bytes a number, bfloat16, fr.
+#   *demi-précision*); for each, a rank sends $2(n-1)/n$ times that.
 #
 # Take a layer as wide as GPT-3's, $h = 12\,288$, on 8 H100. How fast is a link (fr. *lien*)? In a Jean Zay node of
 # four H100, NVLink moves 450 GB/s each way; each of the four InfiniBand cards of the node 50 GB/s; an Omni-Path card
@@ -1288,7 +1303,7 @@ assert sum(ranks["theirs"][0].values()) == sum(ranks["ours"][0].values())
 
 # %% tags=["live"]
 guess = predict("Between nodes, with one card of 50 GB/s: what part of the layer's time is communication?",
-                options=["5 %", "20 %", "65 %", "95 %"])
+                options=["5 %", "20 %", "66 %", "95 %"])
 
 # %% tags=["live"]
 def layer_seconds(h, n, bandwidth, flops, b=1, s=2048):
@@ -1310,7 +1325,7 @@ plots.plot_layer_times(rows, "One layer, h = 12 288, on 8 H100", source);
 
 # %% tags=["live"]
 share = [row["communication_ms"] / (row["compute_ms"] + row["communication_ms"]) for row in rows]
-reveal(guess, "65 %", why=f"{share[3]:.0%}, computed; with NVLink {share[0]:.0%}. "
+reveal(guess, "66 %", why=f"{share[3]:.0%}, computed; with NVLink {share[0]:.0%}. "
        "And it is hard to hide: the next product waits for the sum.")
 
 # %% [markdown]
@@ -1450,9 +1465,10 @@ print(f"all shards equal: {equal} · "
       f"standard deviation {ranks['deviation'][0]:.4f} instead of {ranks['wanted'][0]:.4f}")
 
 # %% [markdown]
-# Two mistakes in one line. The same seed makes n times the same neurons, which then learn the same. And PyTorch scales
-# by the number of inputs *that it sees*: a quarter of the inputs, twice the spread. So seed each shard by
-# its rank, whole parameters all alike, and give the scale of the whole matrix yourself.
+# Two mistakes in one line. The same seed makes one block n times. If the columns before it are born so too, the
+# hidden layer has n copies of the same neurons, which learn the same for ever. And PyTorch scales by the number of
+# inputs *that it sees*: a quarter of the inputs, twice the spread. So seed each shard by its rank, whole parameters
+# all alike, and give the scale of the whole matrix yourself.
 #
 # ### The norm that is cut in four
 #
@@ -1606,8 +1622,8 @@ for dtype, causal in ranks["far"][0]:
 # block and rank 3 has four, so a step lasts as long as rank 3. Real implementations deal tokens out like cards, early
 # and late ones to each [10]. And ours keeps every block for backward; real ones pass them round a second time.
 #
-# The other way is **Ulysses** [11]: two `all_to_all`. The first turns *some tokens, all heads* into *all tokens, some
-# heads*; attention is then a local affair; the second turns back.
+# The other way is **Ulysses** [11]: two kinds of `all_to_all`. The first, for q, k and v, turns *some tokens, all
+# heads* into *all tokens, some heads*; attention is then a local affair; the second, for the output, turns back.
 
 # %%
 %%ranks
@@ -1634,6 +1650,7 @@ assert max(ranks["far"]) < 1e-5
 # More to try:
 #
 # - `%ranks 2` at the top, then run the lesson again. What changes in the bytes? And in the parameters that stay whole?
+#   (The answers to guesses are those for four.)
 # - In `train`, use AdamW on a model in float32 for 300 steps. When do the curves part? In float64?
 # - Let `GatherSequence` sit inside a `torch.utils.checkpoint` with the product that follows it. What does
 #   `memory_ledger` say?
