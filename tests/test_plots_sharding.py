@@ -4,9 +4,8 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
-from figure_helpers import whole
+from figure_helpers import said_by
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
@@ -50,12 +49,7 @@ def closed():
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_whole_and_says_what_it_shows(name, large):
     draw, expected = FIGURES[name]
-    before = dict(plt.rcParams)
-    with plots.presentation(large):
-        ax = np.ravel(draw())[0]
-    assert dict(plt.rcParams) == before
-    assert to_hex(ax.figure.get_facecolor()) == "#ffffff"
-    assert expected in whole(ax.figure)
+    assert expected in said_by(draw, large)
 
 
 def test_what_a_rank_holds_is_as_wide_as_its_bytes_and_all_ranks_together_hold_all():
