@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 # What a notebook needs that is not installed everywhere: DeepSpeed is, on Linux only.
-NEEDS = {"09_train_with_deepspeed.ipynb": "deepspeed"}
+NEEDS = {"notebooks/09_train_with_deepspeed.ipynb": "deepspeed"}
 collect_ignore = [name for name, module in NEEDS.items() if find_spec(module) is None]
 
 
