@@ -1,6 +1,7 @@
 """What every test module shares: nothing that a module started outlives it."""
 
 import os
+import sys
 import time
 import uuid
 
@@ -27,8 +28,10 @@ def _orphans() -> list[psutil.Process]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_orphans():
-    """Fail a module that leaves processes behind, after 3 s of grace."""
+    """Fail a module that leaves processes behind, after 3 s of grace; close the figures that it left open."""
     yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
     deadline = time.monotonic() + 3
     while (left := _orphans()) and time.monotonic() < deadline:
         time.sleep(0.1)

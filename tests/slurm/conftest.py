@@ -1,9 +1,8 @@
 """A real Slurm for the tests in this folder: one for each process of pytest, started when first asked for."""
 
-import time
-
 import pytest
 from mini_slurm import MiniSlurm, why_not
+from waiting import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -31,11 +30,3 @@ def slurm(_mini, monkeypatch):
 
 def _states(mini):
     return set(mini.run("sinfo", "--Node", "--noheader", "--format=%T").stdout.split())
-
-
-def wait_until(happened, seconds=30):
-    """True as soon as `happened()`, False if it has not after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not (it := happened()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return it

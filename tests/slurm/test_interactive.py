@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import wait_until
+from waiting import wait_until
 
 from fidle_utils import cluster
 from fidle_utils.cluster.interactive import NodeServers

@@ -5,7 +5,7 @@ import textwrap
 from importlib.resources import files
 
 import pytest
-from conftest import wait_until
+from waiting import wait_until
 
 from fidle_utils import cluster, plots
 from fidle_utils.ranks import Ranks, output

@@ -10,8 +10,7 @@ from pathlib import Path
 import mini_slurm
 import psutil
 import pytest
-
-from conftest import wait_until
+from waiting import wait_until
 
 COMMAND = [sys.executable, mini_slurm.__file__]
 

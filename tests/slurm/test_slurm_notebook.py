@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from waiting import wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ranks_helpers import Notebook  # noqa: E402
