@@ -2,8 +2,7 @@
 
 from collections import Counter
 
-from fidle_utils.plots.measures import _byte_unit
-from fidle_utils.plots.style import RANK_COLORS, in_style, source_note
+from fidle_utils.plots.style import RANK_COLORS, byte_unit, in_style, source_note
 
 
 @in_style
@@ -19,7 +18,7 @@ def plot_communication(counted, what="bytes_sent", title=None, ax=None):
     tables = [one.rows() for one in (counted if isinstance(counted, (list, tuple)) else [counted])]
     kinds = dict.fromkeys(_kind(row) for rows in tables for row in rows if row[what])
     totals = [sum(row[what] for row in rows) for rows in tables]
-    unit, factor = ("calls", 1) if what == "calls" else _byte_unit(max(totals, default=0))
+    unit, factor = ("calls", 1) if what == "calls" else byte_unit(max(totals, default=0))
     bottom = [0.0] * len(tables)
     for kind, look in zip(kinds, _looks(kinds), strict=True):
         heights = [sum(row[what] for row in rows if _kind(row) == kind) / factor for rows in tables]

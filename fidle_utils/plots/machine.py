@@ -4,8 +4,17 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from fidle_utils.measure.processor import cache_text
-from fidle_utils.plots.measures import _byte_unit
-from fidle_utils.plots.style import GREY, INK, PALE, binary, in_style, points, rank_color, source_note
+from fidle_utils.plots.style import (
+    GREY,
+    INK,
+    PALE,
+    binary,
+    byte_unit,
+    in_style,
+    points,
+    rank_color,
+    source_note,
+)
 
 __all__ = ["plot_machine", "plot_memory_sweep"]
 
@@ -73,7 +82,7 @@ def _arrow(ax, start, end, connection="arc3"):
 
 
 def _rate(bytes_per_second):
-    unit, factor = _byte_unit(bytes_per_second)
+    unit, factor = byte_unit(bytes_per_second)
     return f"{bytes_per_second / factor:.3g} {unit}/s"
 
 

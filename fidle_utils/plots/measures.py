@@ -1,11 +1,6 @@
 """Figures of measurements: moments, bytes, loss."""
 
-from fidle_utils.plots.style import (
-    INK,
-    in_style,
-    rank_color,
-    source_note,
-)
+from fidle_utils.plots.style import INK, byte_unit, in_style, rank_color, source_note
 
 
 @in_style
@@ -34,7 +29,7 @@ def plot_bytes_sent(bytes_sent, tensor_bytes, title="Bytes sent by one all_reduc
     """
     n = len(bytes_sent)
     expected = 2 * (n - 1) / n * tensor_bytes
-    unit, factor = _byte_unit(max(expected, *bytes_sent))
+    unit, factor = byte_unit(max(expected, *bytes_sent))
     heights, colors = [sent / factor for sent in bytes_sent], [rank_color(rank) for rank in range(n)]
     bars = ax.bar(range(n), heights, 0.6, color=colors)
     ax.bar_label(bars, fmt="{:.3g}", padding=4)
@@ -58,9 +53,3 @@ def plot_loss(curves, title="Loss", ax=None):
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     source_note(ax, "measured here")
-
-
-def _byte_unit(n_bytes):
-    """Return the decimal unit in which `n_bytes` reads well, and its size in bytes."""
-    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
-    return next((unit for unit in units if n_bytes >= unit[1]), units[-1])

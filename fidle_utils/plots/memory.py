@@ -1,8 +1,7 @@
 """Figures of memory: its parts on each rank, and how it rises and falls in a step."""
 
 from fidle_utils.measure.memory import PARTS, human_size
-from fidle_utils.plots.measures import _byte_unit
-from fidle_utils.plots.style import GREY, INK, RANK_COLORS, in_style, points, source_note
+from fidle_utils.plots.style import GREY, INK, RANK_COLORS, byte_unit, in_style, points, source_note
 
 _BLUE, _ORANGE, _GREEN, _PINK, _SKY, _RED, _MID, _BLACK = RANK_COLORS
 # What belongs together has neighbouring colours: full parameters with parameters, buckets with gradients.
@@ -21,7 +20,7 @@ def plot_memory(ledgers, device_bytes=None, title="Memory of a training step", a
     totals, peaks = [ledger.total for ledger in ledgers], [ledger.peak for ledger in ledgers]
     allocated = {x: ledger.allocated_peak for x, ledger in enumerate(ledgers) if ledger.allocated_peak}
     highest = max(*totals, *allocated.values(), device_bytes or 0, 1)
-    unit, factor = _byte_unit(highest)
+    unit, factor = byte_unit(highest)
     bottom = [0] * len(ledgers)
     for part in PARTS:
         heights = [ledger.most(part) for ledger in ledgers]
@@ -56,7 +55,7 @@ def plot_memory(ledgers, device_bytes=None, title="Memory of a training step", a
 def plot_memory_over_time(ledger, title="Memory during a training step", ax=None):
     """Draw how the parts of one rank's memory rise and fall, with the moments that the ledger names."""
     curve = ledger.curve()
-    unit, factor = _byte_unit(max(row["total"] for row in curve))
+    unit, factor = byte_unit(max(row["total"] for row in curve))
     # A step at each event: what came or left is there, or gone, from then on.
     end = 1e3 * max(curve[-1]["seconds"], ledger.moments[-1]["seconds"])
     times = [1e3 * row["seconds"] for row in curve] + [end]

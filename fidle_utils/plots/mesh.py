@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from fidle_utils.plots.measures import _byte_unit
 from fidle_utils.plots.style import (
     GREY,
     INK,
     RANK_COLORS,
+    byte_unit,
     course_style,
     in_style,
     points,
@@ -178,7 +178,7 @@ def plot_group_bytes(counted, expected=None, title="What each rank sends in one 
     formula, drawn as a dash at the height that the stack should reach.
     """
     totals = [one.bytes_sent() for one in counted]
-    unit, factor = _byte_unit(max(totals))
+    unit, factor = byte_unit(max(totals))
     bottom = np.zeros(len(counted))
     goal = np.zeros(len(counted))
     known = [name for name in ("tp", "pp", "dp") if any(one.calls(group=name) for one in counted)]

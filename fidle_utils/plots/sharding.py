@@ -5,9 +5,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from fidle_utils.memory_formulas import MIXED, model_state_bytes
-from fidle_utils.plots.measures import _byte_unit
 from fidle_utils.plots.memory import _COLORS
-from fidle_utils.plots.style import GREY, INK, course_style, in_style, points, rank_color, source_note
+from fidle_utils.plots.style import (
+    GREY,
+    INK,
+    byte_unit,
+    course_style,
+    in_style,
+    points,
+    rank_color,
+    source_note,
+)
 
 STATES = ("parameters", "gradients", "optimizer states")
 STAGE_NAMES = ("data parallelism", "ZeRO-1: states", "ZeRO-2: + gradients", "ZeRO-3: + parameters")
@@ -97,14 +105,14 @@ def plot_stages(held, sent, predicted_held, predicted_sent):
     """
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4))
     names = [f"stage {stage}" for stage in held]
-    unit, factor = _byte_unit(max(predicted_held.values()))
+    unit, factor = byte_unit(max(predicted_held.values()))
     bottom = [0] * len(held)
     for part in STATES:
         heights = [parts[part] / factor for parts in held.values()]
         axes[0].bar(names, heights, 0.6, bottom, color=_COLORS[part], label=part, edgecolor="white")
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axes[0].set(title="Held at the end of backward", ylabel=f"{unit} on a rank")
-    sent_unit, sent_factor = _byte_unit(max(predicted_sent.values()))
+    sent_unit, sent_factor = byte_unit(max(predicted_sent.values()))
     axes[1].bar(
         names, [n_bytes / sent_factor for n_bytes in sent.values()], 0.6, color=rank_color(5), label="sent"
     )
@@ -131,7 +139,7 @@ def plot_gathered(logs, whole=None, title="Full parameters on a rank, during one
     bytes of all parameters, drawn as a line.
     """
     highest = max(whole or 0, *(max(log) for log in logs.values()))
-    unit, factor = _byte_unit(highest)
+    unit, factor = byte_unit(highest)
     for i, (label, log) in enumerate(logs.items()):
         levels = [0, *(n_bytes / factor for n_bytes in log)]
         color = rank_color(i)

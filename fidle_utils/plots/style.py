@@ -157,3 +157,9 @@ def binary(n_bytes, _=None):
         if n_bytes < 1024 or unit == "GiB":
             return f"{n_bytes:g} {unit}"
         n_bytes /= 1024
+
+
+def byte_unit(n_bytes):
+    """Return the decimal unit in which `n_bytes` reads well, and its size in bytes."""
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
+    return next((unit for unit in units if n_bytes >= unit[1]), units[-1])
