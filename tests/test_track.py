@@ -324,7 +324,8 @@ def test_the_steps_of_all_ranks_arrive(group, capsys):
     assert steps.groupby(["rank", "loop"]).mine.first().tolist() == [0, 1, 10, 11]
     assert (steps.samples == 8).all() and (steps.seconds > 0.02).all()
     assert group["held"] == [20, 20]
-    assert shown.count("20/20") == 2 and "images/s" in shown and "ranks 0, 1" in shown
+    rows = shown.splitlines()[-3:]  # drawn again whenever something has changed: how often is chance
+    assert "20/20" in rows[0] and "20/20" in rows[1] and "images/s" in shown and "ranks 0, 1" in rows[2]
 
 
 def test_a_cell_that_fails_loses_no_step_and_one_without_track_keeps_the_last(group):

@@ -18,6 +18,7 @@ def slurm(_mini, monkeypatch):
     """The cluster, chosen by SLURM_CONF; fails a test that leaves a job or a step of one behind."""
     for name, value in _mini.env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TMPDIR", str(_mini.folder / "tmp"))  # what a killed node leaves ends with the cluster
     # A node that an earlier test has taken down answers a while after it was resumed.
     assert wait_until(lambda: _states(_mini) <= {"idle", "mixed"}, 60), _states(_mini)
     yield _mini

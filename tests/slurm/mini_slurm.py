@@ -65,8 +65,9 @@ class MiniSlurm:
 
     def _write_files(self):
         self.folder.chmod(0o755)  # jobs of other users read the configuration
-        for name, mode in (("munge", 0o755), ("state", 0o700), ("spool", 0o755)):
-            (self.folder / name).mkdir(mode=mode)
+        for name, mode in (("munge", 0o755), ("state", 0o700), ("spool", 0o755), ("tmp", 0o1777)):
+            (self.folder / name).mkdir()
+            (self.folder / name).chmod(mode)
         (self.folder / "gpus").mkdir()
         for n in range(8):
             (self.folder / "gpus" / f"gpu{n}").touch()
