@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lab slurm test lint pair bench lock clean
+.PHONY: help lab slurm slides test lint pair bench lock clean
 
 READY := .venv/.ready
 PY := .venv/bin/python
@@ -27,6 +27,10 @@ lab: $(READY)  ## Open JupyterLab on the first lesson (ARGS=--no-browser on a ma
 
 slurm: $(READY)  ## The lab beside a Slurm of two virtual nodes (as root; RUN=bash gives a shell instead)
 	@exec $(PY) tests/slurm/mini_slurm.py $(or $(RUN),$(MAKE) --no-print-directory lab)
+
+slides: $(READY) slides/node_modules/.ready  ## Draw the figures and write the slides to build/slides (needs Node.js and Chromium)
+	$(PY) slides/draw.py
+	$(PY) slides/build.py build/slides
 
 test: $(READY)  ## Run the tests of the package, then every notebook, on two cores
 	$(PY) -m pytest -n 2 --dist loadscope $(ARGS)
@@ -80,4 +84,9 @@ $(READY): requirements.lock pyproject.toml
 	@# No question about news on first sight, and nothing asked of the network later.
 	-@$(PY) -m jupyterlab.labextensions disable --level=sys_prefix \
 		"@jupyterlab/apputils-extension:announcements" 2>/dev/null
+	@touch $@
+
+slides/node_modules/.ready: slides/package-lock.json
+	@command -v npm >/dev/null || { echo "The slides need Node.js ≥ 18 and npm (Debian, Ubuntu: apt install nodejs npm)." >&2; exit 1; }
+	npm ci --prefix slides --no-audit --no-fund --loglevel=error
 	@touch $@
