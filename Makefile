@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lab slurm slides test lint pair bench lock clean
+.PHONY: help lab live slurm slides test lint pair bench lock clean
 
 READY := .venv/.ready
 PY := .venv/bin/python
@@ -23,6 +23,11 @@ help:  ## Print this list
 lab: $(READY)  ## Open JupyterLab on the first lesson (ARGS=--no-browser on a machine without a screen)
 	@# Without its extension, jupytext leaves notebooks/py alone while a learner plays; authors run `make pair`.
 	@exec $(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+		--ServerApp.jpserver_extensions="jupyterlab_jupytext=False" $(ALLOW_ROOT) $(ARGS)
+
+live: $(READY)  ## For instructors: the cells of the two-hour path alone, large figures, a table of minutes
+	@$(PY) -m fidle_utils.classroom
+	@FIDLE_PRESENTATION=1 exec $(PY) -m jupyterlab --LabApp.default_url=/lab/tree/build/live/index.ipynb \
 		--ServerApp.jpserver_extensions="jupyterlab_jupytext=False" $(ALLOW_ROOT) $(ARGS)
 
 slurm: $(READY)  ## The lab beside a Slurm of two virtual nodes (as root; RUN=bash gives a shell instead)

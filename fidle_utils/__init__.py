@@ -9,13 +9,15 @@ ranks = Ranks()
 
 
 def load_ipython_extension(shell):
-    """`%load_ext fidle_utils`: define `%ranks` and `%%ranks`, and start to warm up."""
+    """`%load_ext fidle_utils`: define `%ranks`, `%%ranks` and `%recorded`, and start to warm up."""
+    from fidle_utils.classroom.recorded import RecordedMagics
     from fidle_utils.ranks.launch import import_torch_early
     from fidle_utils.ranks.magics import RanksMagics
 
     ranks.warm()
     import_torch_early()
     shell.register_magics(RanksMagics(shell, ranks))
+    shell.register_magics(RecordedMagics(shell))
 
 
 def unload_ipython_extension(shell):

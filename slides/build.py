@@ -1,4 +1,4 @@
-"""Turn the decks into pages: python slides/build.py FOLDER writes HTML with a presenter view, PDF and an index.
+"""Turn the decks into pages: `python slides/build.py FOLDER` writes HTML with speaker notes, PDF, an index.
 
 Needs Node's `marp` (`make slides` installs it) and, for the PDF, Chromium. What it writes needs no network.
 """
@@ -18,10 +18,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Slides</title><style>
-body {{ font: 18px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 46em; margin: 2em auto; padding: 0 1em; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .4em .9em; text-align: left; border-bottom: 1px solid #ccc; }}
+body {{ font: 18px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 46em; margin: 2em auto; }}
+body, td, th {{ padding: .4em .9em; text-align: left; }}
+table {{ border-collapse: collapse; }} td, th {{ border-bottom: 1px solid #ccc; }}
 </style></head><body><h1>Slides</h1>
-<p>In a deck: <b>p</b> opens the presenter view, with notes and a clock; <b>f</b> fills the screen; arrows move.</p>
+<p>In a deck: <b>p</b> opens the presenter view, with notes and a clock; <b>f</b> fills the screen.</p>
 <table><tr><th>Deck</th><th>Slides</th><th>Minutes</th><th></th></tr>
 {rows}
 <tr><th>All</th><th>{slides}</th><th>{minutes:g}</th><th></th></tr></table></body></html>

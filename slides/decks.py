@@ -7,7 +7,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 _NOTE = re.compile(r"<!--\s*\n(.*?)-->", re.DOTALL)
 _DIRECTIVE = re.compile(r'<!-- _(\w+): "?(.*?)"? -->')
-_MINUTES = re.compile(r"\*\*(\d+(?:\.5)?) min\.\*\*")
+_MINUTES = re.compile(r"(\d+(?:\.5)?) min\.")
 _CELL = re.compile(r"▶ (\d\d) · ([^|]+?)\s*(?:\||$)")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import textwrap
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _ENLARGED = {
     _LINE: ("lines.linewidth", "lines.markersize", "errorbar.capsize"),
 }
 _LARGER = {name: by * _PARAMETERS[name] for by, names in _ENLARGED.items() for name in names}
-_large = False
+_large = bool(os.environ.get("FIDLE_PRESENTATION"))  # `make live` sets it
 
 
 def rank_color(rank):
