@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import jupytext
-import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
 from ranks_helpers import run_failing
 
 from fidle_utils.collective_steps import (
@@ -151,9 +149,3 @@ def test_the_prelude_has_every_line_that_the_lesson_explains():
     for words in ("os.environ[", "local_rank", "gpu_each", "RANKS_DEVICE", "torch.cuda.set_device(device)"):
         assert words in prelude and words in said
     assert "init_process_group(" in prelude and "init_process_group(" in said
-
-
-def test_the_live_path_runs_without_the_other_cells():
-    cells = [cell for cell in LESSON.cells if "live" in cell.metadata.get("tags", [])]
-    live = nbformat.v4.new_notebook(cells=cells, metadata=LESSON.metadata)
-    NotebookClient(live, timeout=60, resources={"metadata": {"path": str(FOLDER)}}).execute()

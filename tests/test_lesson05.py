@@ -8,12 +8,10 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
 import torch
 from figure_helpers import whole
-from nbclient import NotebookClient
 
 from fidle_utils import plots, teach
 from fidle_utils import ranks as group
@@ -302,12 +300,6 @@ def test_every_wrong_answer_gets_a_hint_of_its_own(ranks, stub, before, check, m
         run(words)  # the solutions again
     exec(check.source, names)
     assert said[-1] == f"✓ {name}: right."
-
-
-def test_the_live_path_runs_without_the_other_cells():
-    cells = [cell for cell in LESSON.cells if "live" in cell.metadata.get("tags", [])]
-    live = nbformat.v4.new_notebook(cells=cells, metadata=LESSON.metadata)
-    NotebookClient(live, timeout=60, resources={"metadata": {"path": str(FOLDER)}}).execute()
 
 
 # ------------------------------------------------------------------------------------------------- figures

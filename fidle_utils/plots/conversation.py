@@ -205,7 +205,7 @@ def plot_alpha_beta(samples, model, n_ranks=2, predicted=(), ax=None):
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_ylim(bottom=min(*low, messages * model.alpha or min(low)) / 3)
-    ax.set_xticks([size for size in (2**power for power in range(10, 31, 2)) if size <= n_bytes[-1]])
+    ax.set_xticks([size for size in (2**power for power in range(10, 31, 3)) if size <= n_bytes[-1]])
     ax.xaxis.set_major_formatter(binary)
     ax.yaxis.set_major_formatter(EngFormatter("s"))
     ax.set(xlabel="bytes of the tensor", ylabel="seconds", title=f"all_reduce on {n_ranks} ranks: α, then β")

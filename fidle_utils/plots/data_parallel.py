@@ -10,6 +10,7 @@ from fidle_utils.plots.style import (
     RANK_COLORS,
     course_style,
     in_style,
+    ink_on,
     points,
     rank_color,
     source_note,
@@ -55,7 +56,7 @@ def plot_drift(runs):
             ax.plot(values, color=rank_color(rank), linewidth=width, label=f"rank {rank}")
         top = max(max(values) for values in distances)
         ax.set(xlabel="step", ylim=(0, 1.15 * top if top else 1))
-        ax.set_title(title, fontsize="medium")
+        ax.set_title(title.replace(", ", ",\n"), fontsize="medium")  # three on one line collide
     axes[0].set_ylabel("distance to rank 0")
     axes[-1].legend()
     source_note(axes[0], "measured here", "")  # a longer note would push the panels apart
@@ -113,7 +114,7 @@ def plot_overlap(without, with_overlap):
                 for _, layer, start, end in (event for event in events if event[0] == kind):
                     left, width = 1e3 * (start - zero), 1e3 * (end - start)
                     ax.barh(y, width, 0.85, left, color=rank_color(rank), alpha=alpha, edgecolor="white")
-                    ink = "white" if alpha == 1 else INK
+                    ink = ink_on(rank_color(rank)) if alpha == 1 else INK
                     place = dict(ha="center", va="center", clip_on=True)
                     ax.text(left + width / 2, y, layer, color=ink, fontsize=points(10), **place)
         ax.set_yticks(*zip(*rows, strict=True))

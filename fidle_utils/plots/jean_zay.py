@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
 
-from fidle_utils.plots.style import GREY, INK, PALE, in_style, points, rank_color, source_note
+from fidle_utils.plots.style import GREY, INK, PALE, in_style, ink_on, points, rank_color, source_note
 
 __all__ = ["plot_node", "plot_transfer_times"]
 
@@ -59,10 +59,10 @@ def plot_node(links, gpu, ax=None):
 
 def _gpus(ax, xs, width, gpu):
     for i, x in enumerate(xs):
-        ax.add_patch(_rounded(x - 0.42 * width, 4.05, 0.84 * width, 0.9, facecolor=rank_color(i)))
-        ax.text(
-            x, 4.5, f"GPU {i}", ha="center", va="center", color="white", weight="bold", fontsize=points(10)
-        )
+        color = rank_color(i)
+        ax.add_patch(_rounded(x - 0.42 * width, 4.05, 0.84 * width, 0.9, facecolor=color))
+        look = {"ha": "center", "va": "center", "weight": "bold", "fontsize": points(10)}
+        ax.text(x, 4.5, f"GPU {i}", color=ink_on(color), **look)
 
 
 def _network(ax, links):

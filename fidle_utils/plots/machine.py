@@ -11,6 +11,7 @@ from fidle_utils.plots.style import (
     binary,
     byte_unit,
     in_style,
+    ink_on,
     points,
     rank_color,
     source_note,
@@ -53,8 +54,9 @@ def plot_machine(report, world_size=4, rank_to_rank=None, ax=None):
 
     xs = [0.2 + 11.6 * (rank + 0.5) / world_size for rank in range(world_size)]
     for rank, x in enumerate(xs):
-        ax.scatter(x, 4.3, s=900, color=rank_color(rank), zorder=3)
-        ax.text(x, 4.3, str(rank), color="white", ha="center", va="center", weight="bold", zorder=4)
+        color = rank_color(rank)
+        ax.scatter(x, 4.3, s=900, color=color, zorder=3)
+        ax.text(x, 4.3, str(rank), color=ink_on(color), ha="center", va="center", weight="bold", zorder=4)
     ax.text(xs[0] - 0.55, 4.3, "rank", ha="right", va="center", color=GREY)
     if rank_to_rank and world_size > 1:
         _arrow(ax, (xs[0] + 0.1, 4.75), (xs[1] - 0.1, 4.75), "arc3,rad=-0.35")

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from fidle_utils.plots.style import INK, RANK_COLORS, course_style, points, source_note
+from fidle_utils.plots.style import RANK_COLORS, course_style, ink_on, points, source_note
 
 __all__ = ["draw_gantt", "plot_measured_schedule", "plot_schedule", "plot_schedules"]
 
@@ -128,12 +128,6 @@ def box_color(kind, place):
     """Return the colour of an operation: its kind's, paler for the second, third … stage of a rank."""
     pale = _LIGHT_STAGES[min(place, len(_LIGHT_STAGES) - 1)]
     return tuple(part + pale * (1 - part) for part in to_rgb(COLORS[kind]))
-
-
-def ink_on(color):
-    """Return white or black, whichever reads better on a colour."""
-    red, green, blue = color
-    return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else INK
 
 
 def legend_entries(simulations):

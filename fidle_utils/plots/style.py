@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.colors import to_rgb
 
 from fidle_utils.measure.machine import machine_name
 
@@ -33,6 +34,12 @@ _large = bool(os.environ.get("FIDLE_PRESENTATION"))  # `make live` sets it
 def rank_color(rank):
     """Return the colour of a rank, the same in every figure; after eight ranks the colours repeat."""
     return RANK_COLORS[rank % len(RANK_COLORS)]
+
+
+def ink_on(color):
+    """Return white or black, whichever reads better on a colour."""
+    red, green, blue = to_rgb(color)
+    return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.55 else INK
 
 
 # ------------------------------------------------------------------------------------------------ style

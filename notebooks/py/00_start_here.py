@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 00 · Start here
 #
 # To train faster, or to train what does not fit on one GPU, you let several processes train together. In this course
@@ -35,7 +35,7 @@ from fidle_utils.measure.machine import device_report
 from fidle_utils.plots import plot_machine, plot_moments
 from fidle_utils.teach import check, predict, reveal
 
-# %% [markdown]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # ## Your machine
 #
 # What sets the pace of a training? The processor cores (*cœurs*) or the GPUs (*cartes graphiques*) that compute, the
@@ -46,7 +46,7 @@ from fidle_utils.teach import check, predict, reveal
 machine = device_report()
 machine
 
-# %% [markdown]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Four ranks
 #
 # A notebook is one process (*processus*): one program with its own memory, and a number that the system gave it, its
@@ -55,10 +55,10 @@ machine
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown]
+# %% [markdown] tags=["live"]
 # A cell that begins with `%%ranks` runs on every rank, at the same time. It prints the pid of each.
 
-# %% tags=["live"]
+# %%
 guess = predict("How many different pids will four ranks print?", unit="pids")
 
 # %% tags=["live"]
@@ -68,14 +68,14 @@ import os
 pid = os.getpid()
 print(f"hello from rank {rank} of {world_size}, on {device}, pid {pid}")
 
-# %% [markdown]
+# %% [markdown] tags=["live"]
 # You defined neither `rank` nor `world_size` nor `device`. Every rank is born with them: its number, how many ranks
 # there are, and where it computes. The four ran the same line, and only these names differ: that is how one program
 # does four different things.
 #
 # `ranks["pid"]` brings a variable to the notebook: a list, one value for each rank, rank 0 first.
 
-# %% tags=["live"]
+# %%
 reveal(guess, len(set(ranks["pid"])), why="Each rank is a process of its own; the notebook is a fifth.")
 
 # %% [markdown]
@@ -94,14 +94,14 @@ number = number * 100  # on two of the four ranks only
 # %%
 ranks["number"]
 
-# %% [markdown]
+# %% [markdown] tags=["live"] fidle={"minutes": 1}
 # ## The first message
 #
 # Processes that share nothing must send messages. The most useful of them: `all_reduce` takes a tensor from every
 # rank, adds them up, and leaves the sum on every rank. It is a **collective** (*opération collective*): all ranks call
 # it, and each waits for the others. Lesson 04 trains a model with hardly anything else.
 
-# %% tags=["live"]
+# %%
 guess = predict("Rank 0 holds 1, rank 1 holds 2, rank 2 holds 3, rank 3 holds 4. After it, rank 2 holds…")
 
 # %% tags=["live"]
@@ -110,7 +110,7 @@ number = torch.tensor(rank + 1.0, device=device)
 dist.all_reduce(number)
 print(number.item())
 
-# %% tags=["live"]
+# %%
 reveal(guess, ranks["number"][2], why="1 + 2 + 3 + 4, and all ranks hold it: hence the “all” of all_reduce.")
 
 # %% [markdown]
@@ -153,40 +153,43 @@ reveal(guess, bytes_per_second / 1e9, why=why)
 plot_machine(machine, len(ranks), rank_to_rank=bytes_per_second);
 
 # %% [markdown]
+# Two speeds: a copy inside the memory of one process, and a message from rank to rank.
+#
 # Without a GPU for each, the ranks share the cores, and the system decides who runs where. Four ranks on two cores
 # are fine for learning: results, messages and bytes are what they would be anywhere. Only their speed is not that of
 # four GPUs, and this course never pretends that it is.
-#
+
+# %% [markdown] tags=["live"] fidle={"minutes": 1}
 # ## Break one rank
 #
 # Sooner or later a rank fails. Let it be now, on purpose: on one of them this divides by zero. The cell raises an error:
 # read it from the top. Which rank, which line? What had happened to the others?
 
-# %% tags=["live", "raises-exception"]
+# %% tags=["raises-exception", "live"]
 %%ranks
 share = 12 // (rank - 2)
 dist.barrier()  # wait here until all ranks have come
 
-# %% [markdown]
+# %% [markdown] tags=["live"]
 # One traceback (*trace d'appels*), from the rank that failed. The three others waited for it in `barrier`, and would
 # have waited for ever: they were freed. The ranks are still there, and so are their variables.
 
-# %% tags=["live"]
+# %%
 ranks["number"]
 
-# %% [markdown]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # ## Stop a hang
 #
 # Now nobody fails, but rank 0 does not take part in the `all_reduce`. The others wait for it: the cell hangs (*est
 # bloquée*). `--timeout 4` stops it after four seconds. The stop button ■ of the notebook does the same at any time:
 # take `--timeout 4` away and try.
 
-# %% tags=["live", "raises-exception"]
+# %% tags=["raises-exception", "live"]
 %%ranks --timeout 4
 if rank != 0:
     dist.all_reduce(number)
 
-# %% [markdown]
+# %% [markdown] tags=["live"]
 # The last lines say who waits, in which operation and on which line, and who had finished. That is the first thing to
 # find out about a hang, and here is the rule that it teaches: **all ranks call the same collectives, in the same
 # order.** When you are lost, `%ranks` says what each rank is doing, and `%ranks restart` gives you new ones.
@@ -213,7 +216,8 @@ speak()
 plot_moments(ranks["said_at"], title="Who spoke when");
 
 # %% [markdown]
-# Run the two cells again: the order may change. Ranks run at the same time, and nobody is first unless you see to it.
+# From left to right you read who spoke first. Run the two cells again: the order may change. Ranks run at the same
+# time, and nobody is first unless you see to it.
 #
 # ## Your turn: hello in rank order
 #
@@ -275,7 +279,8 @@ hello_in_order(speak)
 plot_moments(ranks["said_at"], title="Who spoke when, in order");
 
 # %% [markdown]
-# Order has a price: while one rank speaks, three wait. Much of this course is about waiting less.
+# Now they follow one another. Order has a price: while one rank speaks, three wait. Much of this course is about
+# waiting less.
 #
 # ## In practice
 #

@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 01 · Meet Jean Zay
 #
 # **You will** read the drawing of a node, predict how long a 7B model needs to cross each of its links, turn cells into
@@ -44,7 +44,7 @@ from fidle_utils.teach import check, predict, reveal
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1}
 # ## The machine
 #
 # Jean Zay is a *supercomputer* (fr. *supercalculateur*) at Orsay, run by IDRIS (CNRS) for GENCI. Open research uses it
@@ -59,7 +59,7 @@ from fidle_utils.teach import check, predict, reveal
 #
 # A PFlop/s is $10^{15}$ operations a second, here in double precision. The numbers in brackets are under *Sources*.
 
-# %% tags=["live"]
+# %%
 nodes = table("jeanzay_nodes")
 print("published · IDRIS, course Programmation hybride v4.0, 2024, p. 18")
 print(f"{'node':<18}{'how to ask':<21}{'nodes':>6}{'GPUs':>6}{'cores':>6}{'cores a GPU':>13}")
@@ -74,10 +74,11 @@ print("GPUs in all:", sum(row["nodes"] * row["gpus_per_node"] for row in nodes))
 # share of the node's cores that goes with one GPU: you will need it. (That of the octo V100 was read in a copy of
 # IDRIS's template, not at IDRIS.)
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## Inside a node
 #
-# Look for four roads: from a GPU to its own memory, to another GPU, to the processor, and to another node.
+# Look for four roads: from a GPU to its own memory, to another GPU (NVLink), to the processor (PCIe), and to another
+# node (InfiniBand; on the older nodes Omni-Path).
 
 # %% tags=["live"]
 links = {row["gpu"].split("-")[0]: row for row in table("jeanzay_links")}
@@ -95,13 +96,18 @@ plots.plot_node(links["A100"], specs["A100"]);
 plots.plot_node(links["V100"], specs["V100"]);
 
 # %% [markdown]
-# Sources disagree on the V100 node: a drawing of IDRIS's course shows **two** Omni-Path links, BigScience's notes count
-# **four** (400 Gb/s). We take four, and say so. On the H100 node, the four links are counted on IDRIS's drawing.
+# Eight A100 reach each other through switches, at full speed. But the eight share 50 GB/s to other nodes, a quarter of
+# what four H100 share.
+#
+# Sources disagree on the V100 node: a drawing of IDRIS's course shows **two** Omni-Path links; the notes of BigScience,
+# the project that trained BLOOM on Jean Zay, count **four** (400 Gb/s). We take four, and say so. On the H100 node, the
+# four links are counted on IDRIS's drawing.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2.5}
 # ## How long does a 7B model take?
 #
-# Seven billion parameters in bf16, two bytes each: 14 GB. Take them from one place to another over one link.
+# Seven billion parameters in bf16, two bytes each: 14 GB. Take them from one place to another over one link (fr.
+# *lien*).
 
 # %% tags=["live"]
 n_bytes = 7e9 * 2
@@ -121,13 +127,11 @@ gb_per_second = {
 }
 rows = [dict(link=name, kind="computed", seconds=n_bytes / (speed * 1e9))
         for name, speed in gb_per_second.items()]
-
-# %% tags=["live"]
 slow, fast = gb_per_second["one Omni-Path 100 link"], gb_per_second["memory of an H100"]
 reveal(guess, n_bytes / (slow * 1e9), why="100 Gb/s are 12.5 GB/s: divide bits by eight first.")
 reveal(guess_ratio, fast / slow, why="The farther the data, the slower the road: the whole course.")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # And your ranks? Measure the link between ranks 0 and 1, with messages of 16 MiB.
 
 # %% tags=["live"]
@@ -136,8 +140,6 @@ send = next(row for row in measured if row["operation"] == "send 0→1")
 here = dict(link="your ranks 0 and 1", kind="measured here", seconds=n_bytes / send["algorithm_bandwidth"])
 where = ranks["device"][0]
 print(f"measured here: {send['algorithm_bandwidth'] / 1e9:.2f} GB/s between ranks 0 and 1, on {where}")
-
-# %% tags=["live"]
 published = dict(link="an all_reduce on 4 nodes of A100", kind="published",
                  seconds=(n_bytes * 8 / 42e9, n_bytes * 8 / 15e9))     # BigScience: 15 to 42 Gb/s
 plots.plot_transfer_times([*rows, published, here], n_bytes);
@@ -148,8 +150,9 @@ plots.plot_transfer_times([*rows, published, here], n_bytes);
 # A nominal speed is a bound, not a promise: measure. Lesson 03 shows how.
 
 # %% [markdown]
-# What does that do to a training? IDRIS fine-tuned a 72B model with FSDP2 on 64 GPUs of both kinds [7]. A step gathers
-# the weights twice and reduces the gradients once: about 2 + 2 + 4 bytes a parameter enter each node.
+# What does that do to a training? IDRIS fine-tuned a 72B model on 64 GPUs of both kinds, with FSDP2: each GPU holds a
+# share of the weights (lesson 08) [7]. A step gathers the weights twice and reduces the gradients once: about 2 + 2 + 4
+# bytes a parameter enter each node.
 
 # %%
 time_of = {}
@@ -164,9 +167,9 @@ print(f"the H100 are {time_of['A100'] / time_of['H100']:.0f} times faster; "
 
 # %% [markdown]
 # The step times are *published*, the GB/s *computed* from them; nominal are 50 and 200 GB/s. Faster arithmetic explains
-# a factor of three; the network most of the rest. Lesson 11 uses this: on Omni-Path, another way to split the model wins.
-# (IDRIS warns that NCCL may fall back to a slow path inside a container: `NCCL_DEBUG=WARN` tells. The A100 figure may
-# suffer from it.)
+# a factor of three; the network most of the rest. Lesson 11 uses this: on Omni-Path, another way to split the model
+# wins. (IDRIS warns that NCCL, which carries messages between GPUs, may fall back to a slow path inside a container:
+# `NCCL_DEBUG=WARN` tells. The A100 figure may suffer from it.)
 
 # %% [markdown]
 # ## What a GPU hour is
@@ -253,8 +256,8 @@ print(f"computed: with 14.6 t for idle machines and 11.2 t for making them: {ton
 # %% [markdown]
 # ## Three things that surprise everybody
 #
-# - **Compute nodes have no internet.** Download on the login node, or find it in `$DSDIR`; set `HF_DATASETS_OFFLINE=1`
-#   and `WANDB_MODE=offline`.
+# - **Compute nodes have no internet.** Download on the login node (fr. *frontale*), where you arrive, or find it in
+#   `$DSDIR`; set `HF_DATASETS_OFFLINE=1` and `WANDB_MODE=offline`.
 # - **Ten minutes.** A job that names no time is ended after ten minutes [14].
 # - **Modules have an order.** `module load arch/h100` (or `arch/a100`) comes *before* `pytorch-gpu/…`: it decides which
 #   PyTorch you get.
@@ -262,7 +265,7 @@ print(f"computed: with 14.6 t for idle machines and 11.2 t for making them: {ton
 # JupyterHub, `https://jupyterhub.idris.fr`, opens this notebook on a front end (5 GB of memory) or in a Slurm job on a
 # compute node. It answers registered IP addresses only. Logging out ends its Slurm jobs [15].
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## Ask for a job
 #
 # On a cluster, nobody starts a program on a node. You describe a *job* (fr. *travail*), and Slurm runs it when nodes
@@ -287,8 +290,6 @@ train, hello = folder / "train.py", folder / "hello.py"
 
 # %% tags=["live"]
 %ranks export {train} --slurm h100 --nodes 2 --ntasks-per-node 4 --account fidle --qos dev --time 00:30:00
-
-# %% tags=["live"]
 text = train.with_suffix(".slurm").read_text()
 for number, line in enumerate(text.splitlines(), 1):
     print(f"{number:2} {line}")
@@ -318,7 +319,7 @@ for name in ("h100", "v100-32g"):
     for qos, limit in kind.qos.items():
         print(f"    {qos:<18} {limit['time']:>9} h, at most {limit['gpus']} GPUs")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## Submit, follow, cancel
 #
 # A session runs Slurm's commands here, if a Slurm answers: on a cluster, or beside the small one that `make slurm`
@@ -330,8 +331,6 @@ for name in ("h100", "v100-32g"):
 
 # %% tags=["live"]
 %ranks export {hello} --slurm generic-cpu --nodes 2 --time 00:05:00
-
-# %% tags=["live"]
 slurm = Session("recorded/slurm/meet_jean_zay.json", folder)
 slurm.run("sbatch --parsable hello.slurm")
 slurm.run("squeue --jobs={job} --format='%i %j %T %M %l %D %R'");
@@ -347,10 +346,11 @@ slurm.run("scontrol show job {job} | grep -oE '(JobState|Reason|RunTime|TimeLimi
 
 # %% [markdown] tags=["live"]
 # **The lines of the notebook's cell, on two nodes, and not one line was changed.** The same sum as one process finds.
-#
+
+# %% [markdown]
 # A job that you do not need any more costs hours: cancel it. This one would sleep for an hour.
 
-# %% tags=["live"]
+# %%
 slurm.run("sbatch --parsable --job-name=forgotten --time=01:00:00 --wrap='sleep 3600'")
 slurm.wait(3)
 slurm.run("squeue --jobs={job} --format='%i %j %T %M %l %D %R'")
@@ -362,13 +362,13 @@ slurm.run("scontrol show job {job} | grep -oE '(JobState|TimeLimit)=[^ ]*'");
 # In a notebook, `%ranks submit` does all of this in one line: it exports, submits, and shows the queue and each rank's
 # words until the end. `ranks.job.cancel()` ends the job, and `cluster.attach(NUMBER)` finds it again tomorrow.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Repair a job
 #
 # A colleague wants eight ranks of `train.py` on **two H100 nodes**, and knows that the training takes **three hours**.
 # The project is called `fidle`. This file does not do it.
 
-# %% tags=["live"]
+# %%
 broken = """\
 #!/bin/bash
 #SBATCH --job-name=train
@@ -389,19 +389,19 @@ python train.py
 guess = predict("How many of these mistakes does Slurm name when you submit the file?",
                 options=["none", "one", "all"])
 
-# %% tags=["live"]
+# %%
 (folder / "broken.slurm").write_text(broken)
 slurm.run("sbatch --test-only broken.slurm")        # asks, and submits nothing
 reveal(guess, "one", why="It stops at the first that it sees. Others it never sees: they only cost hours.")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # **Exercise 2.** Mend the file. Copy the text above between triple quotes, change its lines, add what is missing.
 # The check reads it with the rules of the machine, and names **one** mistake at a time.
 
-# %% tags=["exercise", "live"] fidle={"wrong": ["repaired = broken\n", "repaired = broken\nfor old, new in [('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=48\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@v100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('03:00:00', '02:00:00')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', '')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('#SBATCH --time=03:00:00\\n', '')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('--nodes=2', '--nodes=1')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('per-node=4', 'per-node=2')]:\n    repaired = repaired.replace(old, new)\n"]}
+# %% tags=["exercise"] fidle={"wrong": ["repaired = broken\n", "repaired = broken\nfor old, new in [('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=48\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@v100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('03:00:00', '02:00:00')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('python train.py', 'srun python train.py')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', '')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('#SBATCH --time=03:00:00\\n', '')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('--nodes=2', '--nodes=1')]:\n    repaired = repaired.replace(old, new)\n", "repaired = broken\nfor old, new in [('gpu:8', 'gpu:4'), ('task=10', 'task=24\\n#SBATCH --hint=nomultithread'), ('h100-80g', 'h100'), ('=fidle', '=fidle@h100'), ('h100-dev', 'h100-t3'), ('module load arch/h100\\n', ''), ('module load pytorch', 'module load arch/h100\\nmodule load pytorch'), ('pip install lightning\\n', ''), ('python train.py', 'srun python train.py'), ('per-node=4', 'per-node=2')]:\n    repaired = repaired.replace(old, new)\n"]}
 repaired = ...          # your text, between """ and """
 
-# %% tags=["check", "live"]
+# %% tags=["check"]
 def test_file(text):
     found = findings(text)
     assert not found, str(found[0])
@@ -493,22 +493,22 @@ temporary.cleanup()
 # [ml-engineering](https://github.com/stas00/ml-engineering). Shares of cores, QoS, modules:
 # `fidle_utils/cluster/profiles.toml` names the source of each.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("Your job on two H100 nodes asks for 2 GPUs on each. How many GPUs are charged?",
              options=["2", "4", "8"])
 q2 = predict("A job names no time. Slurm…", options=["ends it after 10 minutes", "lets it run", "refuses it"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "8", why="From two nodes on, whole nodes are charged: 2 × 4.")
 reveal(q2, "ends it after 10 minutes", why="The default of the GPU partitions. Always write --time.")
 
 # %%
-q3 = predict("Tensor parallelism talks in every layer. Its ranks belong…",
+q3 = predict("Tensor parallelism (lesson 05) talks in every layer. Its ranks belong…",
              options=["in one node", "one on each node", "it does not matter"])
 q4 = predict("A script on a compute node calls load_dataset of a name on the Hub. It…",
              options=["downloads", "fails or hangs"])

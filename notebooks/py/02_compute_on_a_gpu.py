@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 02 · Compute on a GPU
 #
 # Before you use many GPUs, use one well. A device that waits for its memory, its data or its orders is a device that
@@ -62,10 +62,10 @@ from fidle_utils.teach import check, predict, reveal
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 print(f"this lesson runs on: {device}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Two models will serve us: a wide MLP that reads digits, and a small GPT that reads Python's manual.
 
-# %% tags=["live"]
+# %%
 x_train, y_train, x_test, y_test = digits()
 text = topics(block_size=64)
 torch.manual_seed(0)
@@ -115,7 +115,7 @@ plots.plot_memory_ladder(ladder, source=h100["source"]);
 # %% [markdown]
 # So a program is fast when it fetches a number once and computes with it often. How often is often enough?
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## The roofline: two limits, one figure
 #
 # Count two things about an operation: its FLOP (floating-point additions, multiplications…), and the bytes that it
@@ -130,7 +130,7 @@ plots.plot_memory_ladder(ladder, source=h100["source"]);
 # Left of the *ridge*, where the two limits meet, memory decides: the operation is **memory bound**. Right of it,
 # arithmetic decides: **compute bound**.
 
-# %% tags=["live"]
+# %%
 guess = predict("On your device, from how many FLOP/byte on is arithmetic (fp32) the limit?",
                 unit="FLOP/byte")
 
@@ -138,9 +138,11 @@ guess = predict("On your device, from how many FLOP/byte on is arithmetic (fp32)
 roof = roofline(device, seconds=0.2)        # copies and matmuls of several sizes, the best of each
 roof
 
-# %% tags=["live"]
+# %%
 reveal(guess, roof.ridge("fp32"),
        why="The peak over the bandwidth. An operation must do as much with each byte.")
+
+# %% tags=["live"]
 plots.plot_roofline(roof);
 
 # %% [markdown]
@@ -206,13 +208,13 @@ for measured in (operation(torch.mm, a, b, name="matmul", seconds=0.05),
           f"{measured.intensity:.3f} FLOP/byte")
 print(f"formulas: n/6 = {512 / 6:.3f}, 5/8 = {5 / 8}; Adam: {work.adam_step(512**2)}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## Where do they land?
 #
 # The operations of a transformer's step: the matmuls of its linear layers; attention; softmax; layer norm; Adam.
 # Predict for two of them which limit they meet.
 
-# %% tags=["live"]
+# %%
 layer_norm_guess = predict("Layer norm of 8192 rows of 1024 numbers is…",
                            options=["memory bound", "compute bound"])
 attention_guess = predict("Attention over 512 tokens, 64 numbers a head, in one pass that never writes "
@@ -240,17 +242,18 @@ operations = [
 # %% tags=["live"]
 plots.plot_roofline(roof, operations);
 
-# %% tags=["live"]
+# %%
 verdicts = roof.table(operations).set_index("name")
 for guess, name in ((layer_norm_guess, "layer norm"), (attention_guess, "attention")):
     reveal(guess, f"{verdicts.bound[name]} bound", why=f"{name}: {verdicts.intensity[name]:.3g} FLOP/byte.")
 verdicts[["level", "intensity", "bound", "percent"]].round(2)
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # `percent` compares with the roof right above the point. Far below it is a program to look at; near it is as good as it
 # gets on this device. (Above 100 % the machine was busier while we measured the roof. `level`: on a CPU, operands that
 # fit in a cache are compared with that cache.)
-#
+
+# %% [markdown] tags=["live"]
 # **Only large matmuls and fused attention *can* have the intensity to reach the peak.** The rest is limited by memory:
 # there a faster GPU helps little, and fewer bytes help much. Half of this lesson is about that.
 
@@ -301,7 +304,7 @@ reveal(guess, str(tokens),
        why=f"One token: {work.matmul(1, 4096, 4096, 2).intensity:.2f} FLOP/byte. Every weight is read to "
        "be used once. Batches make it fast, in training as in service.")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## The clock that lies
 #
 # A GPU takes orders and carries them out later. `torch.mm(a, b)` puts a *kernel* (fr. *noyau*) in the GPU's queue, the
@@ -325,7 +328,7 @@ a, b, c = randn(n, n), randn(n, n), randn(n, n)
 def multiply():
     torch.mm(a, b, out=c)
 
-# %% tags=["live"]
+# %%
 guess = predict("Eight matmuls are ordered and the clock is stopped. Against the truth they seem…",
                 options=["as fast", "slower", "many times faster"])
 
@@ -347,7 +350,7 @@ rates = {"naive clock": flop / naive, "honest clock": flop / honest, "the roof":
 for name, rate in rates.items():
     print(f"{name:12} {rate / 1e9:12,.0f} GFLOP/s")
 
-# %% tags=["live"]
+# %%
 reveal(guess, "many times faster",
        why="It timed how long it takes to give orders. A result far above the roof: "
        "suspect the clock.")
@@ -398,13 +401,16 @@ reveal(guess, asking / ahead,
        why="Host and device take turns instead of working together: 1.5 if nothing disturbs.")
 
 # %% [markdown]
+# A colour is an order. In the first run the host gives its orders while the device works; in the second, one of the two
+# is always idle.
+#
 # Two rules follow. **Time with** `torch.cuda.synchronize()` before each look at the clock, or with CUDA events; the
 # course's `timings`, `track` and `operation` do. **And do not make the host wait inside the loop**: `loss.item()`,
 # `print(loss)`, `tensor.cpu()` and `if loss > 3` all do. Keep the losses as tensors, read them every hundred steps.
 #
 # On a CPU alone PyTorch is synchronous: each call returns when its work is done, and the naive clock is right.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Fewer bits
 #
 # Half the bytes for each number: half the time for all that is memory bound, and on GPUs far more than twice the peak,
@@ -579,7 +585,7 @@ for scale in scales:
     lost.append((rounded == 0).float().mean().item())
     overflown.append((~rounded.isfinite()).float().mean().item())
 reveal(guess, 100 * lost[0],
-       why="They are below the smallest number of fp16: underflow (fr. sous-dépassement).")
+       why="They are below the smallest number of fp16: underflow (fr. soupassement).")
 
 # %% [markdown]
 # ### Loss scaling
@@ -871,14 +877,9 @@ reveal(guess, math.ceil(read_ms / compute_ms), why="So many together read a batc
 # One worker changes little: it reads no faster than the loop did, and hides only the time of the step. (Where the figure
 # still shows some waiting with enough workers, they had just been started, or the machine was busy.)
 #
-# A sleep needs no core. If your data must be *decoded*, each worker needs a core of its own, and more workers than cores
-# only get in each other's way. On Jean Zay a job gets cores with each GPU: `cpus_per_task` (published, IDRIS):
-
-# %%
-nodes = pd.DataFrame(table("jeanzay_nodes")).set_index("node")
-nodes[["gpu", "gpus_per_node", "cores", "cpus_per_task"]]
-
-# %% [markdown]
+# A sleep needs no core. If your data must be *decoded*, each worker needs a core of its own, and more workers than
+# cores only get in each other's way. On Jean Zay a job gets cores with each GPU, 24 with an H100 (lesson 01).
+#
 # **Pinning.** To send a batch to the GPU the driver needs pages of memory that the system will not move: *pinned* (fr.
 # *épinglées*). `DataLoader(pin_memory=True)` puts batches there, then `x.to(device, non_blocking=True)` returns at
 # once and Python goes on. For the copy to run *while the GPU computes* it must also be on a stream of its own
@@ -964,8 +965,9 @@ plots.plot_waves({name: sms[name] for name in ("V100-SXM2-32GB", "A100-SXM4-80GB
 # %% [markdown]
 # ## A larger batch than fits
 #
-# What fills a GPU's memory in training is often the *activations*: what forward keeps for backward. They grow with the
-# batch. *Gradient accumulation* (fr. *accumulation de gradients*) runs the batch in `k` micro-batches and adds up.
+# What fills a GPU's memory in training is often the *activations* (fr. *activations*): what forward keeps for backward.
+# They grow with the batch. *Gradient accumulation* (fr. *accumulation de gradients*) runs the batch in `k`
+# *micro-batches* (fr. *micro-lots*) and adds up.
 
 # %%
 def accumulate(model, x, y, k):
@@ -997,13 +999,13 @@ plots.plot_accumulation({k: {"activations": ledger.activations, "gradients": led
 # The gradient is that of the whole batch. The price: smaller matmuls, so less intensity. And batch norm would see
 # only a micro-batch.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Read a step together
 #
 # PyTorch's profiler notes when each operation began and ended: that is a *timeline* (fr. *chronologie*). Here is one
-# training step of the GPT: forward, backward, AdamW.
+# training step of the GPT: forward, backward, AdamW. White is time between two operations.
 
-# %% tags=["live"]
+# %%
 def timeline_of(function, *args):
     record()
     function(*args)
@@ -1019,14 +1021,14 @@ def gpt_step():
 for _ in range(3):
     gpt_step()                                          # warm up
 
-# %% tags=["live"]
+# %%
 guess = predict("Backward takes how many times as long as forward?", unit="×")
 
-# %% tags=["live"]
+# %%
 step = timeline_of(gpt_step)
 plots.plot_timelines({"one step of the GPT": step});
 
-# %% tags=["live"]
+# %%
 total_ms = step.events.assign(ms=step.events.end_ms - step.events.start_ms).groupby("kind").ms.sum()
 reveal(guess, total_ms["backward"] / total_ms["forward"],
        why="Each matmul of forward has two in backward, for the gradients of its input and of its weights: "
@@ -1161,18 +1163,18 @@ check(bottlenecks, truth, name="bottlenecks",
 #   [data loading](https://docs.pytorch.org/docs/stable/data.html),
 #   [CUDA semantics](https://docs.pytorch.org/docs/stable/notes/cuda.html).
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("A new GPU has three times the peak and the same memory bandwidth. Layer norm becomes…",
              options=["three times faster", "hardly faster", "slower"])
 q2 = predict("A matmul of 8192 × 8192 takes 20 µs by your clock, without synchronize. You measured…",
              options=["the matmul", "the giving of the order"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "hardly faster",
        why="It is memory bound: the slope of the roof decides, and the slope is the bandwidth.")
 reveal(q2, "the giving of the order",

@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 03 · Talk between ranks
 #
 # **You will** see what each collective does to the memory of every rank, make a deadlock and escape from it, write
@@ -45,7 +45,7 @@ from fidle_utils.widgets import step_through
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## Numbers with a name on them
 #
 # To see where a number goes, every rank marks its own. Rank 0 holds 1, 2, 3, 4; rank 1 ten times that; rank 2 a
@@ -76,9 +76,9 @@ reveal(guess, "1111, 2222, 3333, 4444", why="The sum of all, and every rank hold
 plots.plot_collective(ranks["mine"], ranks["after"], "all_reduce");
 
 # %% [markdown] tags=["live"]
-# The figure is drawn from the values that came back from the ranks. A box is painted in the colours of the ranks
-# whose numbers are in it. **A collective** (fr. *opération collective*) **is a pattern of such boxes**: here all of
-# them go to everybody. There are seven more, and you can guess each from its name.
+# The figure is drawn from the values that came back from the ranks. A box is painted in the colours of the ranks whose
+# numbers are in it. **A collective is a pattern of such boxes**: here all of them go to everybody. There are seven
+# more, and you can guess each from its name.
 
 # %% [markdown]
 # ## One speaks to all
@@ -204,9 +204,9 @@ for name, tensors in expected.items():
 print(f"{', '.join(expected)}: all eight equal to one process")
 
 # %% [markdown]
-# Where will you meet them? `all_reduce` in data parallelism (lesson 04), `all_gather` and `reduce_scatter` where
-# states are sharded (08) and inside tensor parallelism (05), `send` and `recv` in pipelines (06), `all_to_all` in
-# mixtures of experts.
+# Where will you meet them? `all_reduce` in data parallelism (lesson 04), `all_gather` and `reduce_scatter` where states
+# are sharded (08) and inside tensor parallelism (05), `send` and `recv` in pipelines (06), `all_to_all` in mixtures of
+# experts (07).
 
 # %% [markdown]
 # ## Two by two
@@ -234,16 +234,16 @@ elif rank == 1:
     print(f"irecv returned after {1e3 * returned:.0f} ms, the message was here after "
           f"{1e3 * (time.perf_counter() - start):.0f} ms: {buffer.tolist()}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## A deadlock, made on purpose
 #
 # Four ranks in a ring. Each gives its tensor to the neighbour on its right, and takes that of the neighbour on its
 # left. All run the same two lines.
 
-# %% tags=["live"]
+# %%
 guess = predict("All four send first, then receive. What happens?", options=["it works", "it hangs"])
 
-# %% tags=["live", "raises-exception"]
+# %% tags=["raises-exception", "live"]
 %%ranks --timeout 3
 right, left = (rank + 1) % world_size, (rank - 1) % world_size
 gloo = dist.new_group(backend="gloo")   # NCCL's send returns once it is queued
@@ -251,7 +251,7 @@ outgoing, received = mine.cpu(), torch.zeros_like(mine, device="cpu")
 dist.send(outgoing, dst=right, group=gloo)
 dist.recv(received, src=left, group=gloo)
 
-# %% tags=["live"]
+# %%
 reveal(guess, "it hangs", why="Each send waits for a recv that its neighbour has not reached: it waits too.")
 
 # %% [markdown] tags=["live"]
@@ -302,10 +302,10 @@ mine = torch.arange(1, world_size + 1, device=device) * 10**rank
 received = torch.zeros_like(mine)
 pass_on(mine, received)
 
-# %% tags=["live"]
+# %%
 torch.testing.assert_close(ranks["received"], [ranks["mine"][i - 1] for i in range(len(ranks))])
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## The ring, by your own hand
 #
 # How would *you* build all_reduce from messages? Let all send everything to rank 0, which adds up and sends back:
@@ -314,7 +314,7 @@ torch.testing.assert_close(ranks["received"], [ranks["mine"][i - 1] for i in ran
 #
 # One step: rank r passes its piece r to the right, and adds what comes from the left to its piece r − 1.
 
-# %% tags=["live"]
+# %%
 %%ranks
 tensor = mine.clone()
 pieces = list(tensor.chunk(world_size))                     # views: what you add to a piece is in `tensor`
@@ -322,10 +322,10 @@ incoming = torch.empty_like(pieces[0])
 pass_on(pieces[rank], incoming)
 pieces[(rank - 1) % world_size] += incoming
 
-# %% tags=["live"]
+# %%
 plots.plot_collective(ranks["mine"], ranks["tensor"], "one step of the ring");
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Now rank 1 holds 11: pieces of ranks 0 and 1. Next it passes *that* piece on, rank 2 adds its own, and so on.
 #
 # - **Phase one**, n − 1 steps. In step k = 0, 1, 2…, rank r passes piece (r − k) on, and adds what comes in to piece
@@ -519,8 +519,7 @@ plots.plot_links(films, n_bytes=ranks["mine"][0].nbytes, node=2);
 
 # %% [markdown]
 # All three give the library's sum. The figure says who sent how much to whom. Imagine that ranks 0 and 1 sit in one
-# machine (a *node*, fr. *nœud*) and ranks 2 and 3 in another, beyond the thick lines. Between machines links are
-# slower: it matters what crosses.
+# node and ranks 2 and 3 in another, beyond the thick lines. Between nodes links are slower: it matters what crosses.
 
 # %% [markdown]
 # ## Groups: who talks with whom
@@ -634,7 +633,7 @@ if rank == 0:
 # **Objects are for words, tensors are for numbers.** Unpickling also runs whatever code the sender put there: fine
 # between your own ranks, never with strangers.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## What does a message cost?
 #
 # Time for numbers. We measure all_reduce between **two** ranks, from 1 KiB to 16 MiB. Four habits of an honest
@@ -667,7 +666,7 @@ def measure(sizes, group=None, rounds=15):
     dist.all_reduce(seconds, op=dist.ReduceOp.MAX, group=group)
     return dict(zip(sizes, seconds.T.tolist()))
 
-# %% tags=["live"]
+# %%
 guess = predict("1 MiB has 1024 times the bytes of 1 KiB. How many times longer does its all_reduce take?",
                 unit="times")
 
@@ -676,11 +675,13 @@ sizes = [2**power for power in range(10, 25)]               # 1 KiB, 2 KiB, … 
 samples = ranks.run(lambda sizes: measure(sizes, pair), sizes, only=[0, 1])[0]
 medians = {n_bytes: statistics.median(seconds) for n_bytes, seconds in samples.items()}
 ratio = medians[2**20] / medians[2**10]
+
+# %%
 reveal(guess, ratio, why="A short message costs about as much as a shorter one: there is a fixed price.")
 
 # %% [markdown] tags=["live"]
-# So a message has a **fixed price α**, the latency (fr. *latence*), and a **price for each byte β**. One over β is
-# the bandwidth (fr. *débit*). Hockney's model [4] is one line:
+# So a message has a **fixed price α**, the latency (fr. *latence*), and a **price for each byte β**. One over β is the
+# bandwidth. Hockney's model [4] is one line:
 #
 # $$t \;=\; \text{messages} \cdot \alpha \;+\; \text{bytes sent} \cdot \beta$$
 #
@@ -693,8 +694,6 @@ model = fit(list(medians), list(medians.values()), messages=2)
 explained = r_squared(list(medians.values()), [model.all_reduce(2, n_bytes) for n_bytes in medians])
 print(model)
 print(f"R² = {explained:.3f}: the share of the variance of the medians that two numbers explain")
-
-# %% tags=["live"]
 plots.plot_alpha_beta(samples, model);
 
 # %% [markdown]
@@ -1010,17 +1009,17 @@ print("backend          ", dist.get_backend())
 # 6. S. Bekman, [*ml-engineering*](https://github.com/stas00/ml-engineering), chapter on networks: all_reduce measured
 #    on A100, H200 and B200 (`fidle_utils/reference/nccl_allreduce_busbw.csv`), NVLink speeds.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("all_reduce of 1 GB on 8 GPUs, then on 64 of the same kind. The bytes that each sends…",
              options=["grow 8 times", "grow by an eighth", "shrink 8 times"])
 q2 = predict("All ranks wait in `send`. This is…", options=["a slow network", "a deadlock", "a crashed rank"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "grow by an eighth", why="2(n−1)/n: 1.75 GB with 8, 1.97 GB with 64.")
 reveal(q2, "a deadlock", why="A circle: nobody is in `recv`. A crashed rank would be missing from the list.")
 

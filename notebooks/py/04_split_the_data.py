@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 04 · Split the data
 #
 # **You will** cut one batch in four, train one model on four ranks by hand, and arrive at the same loss curve as one
@@ -47,7 +47,7 @@ from fidle_utils.teach import check, predict, reveal
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Why split the data?
 #
 # A training step reads a *batch* (fr. *lot*), computes the mean loss of its images, and follows the gradient of that
@@ -60,7 +60,7 @@ from fidle_utils.teach import check, predict, reveal
 # There they need **one** thing: the mean of $n$ gradients. That is *data parallelism*
 # (fr. *parallélisme de données*), the first tool to reach for when training is slow and the model fits on one device.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## One batch, four ranks
 #
 # Here is a batch of 64 digits. The frame says which rank gets which images.
@@ -72,7 +72,7 @@ plots.plot_batch_split(x_train[:64], n_ranks=4);
 # %% [markdown] tags=["live"]
 # Every rank will hold the **whole model** and **a quarter of the batch**. The four models start equal.
 
-# %% tags=["live"]
+# %%
 guess = predict("Each rank runs backward on its own quarter. Are the four gradients equal?",
                 options=["yes", "no"])
 
@@ -94,10 +94,10 @@ x, y = x_train[:64].chunk(world_size)[rank], y_train[:64].chunk(world_size)[rank
 cross_entropy(model(x), y).backward()
 print(f"{len(x)} images, gradient norm {gradient(model).norm():.6f}")
 
-# %% tags=["live"]
+# %%
 reveal(guess, "no", why="Each rank saw other images. After one step, these would be four different models.")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 4}
 # ## Make the four gradients agree
 #
 # What should they have been? Ask **one process** (the notebook itself), with all the 64 images.
@@ -242,13 +242,13 @@ reveal(guess, "1.5 × S", why="A ring sends 2(n−1)/n · S: every rank passes p
 plots.plot_ring_bytes(sent);
 
 # %% [markdown]
-# The curve stays under $2S$, **however many ranks**: one more rank costs the others almost no byte. This bound, and
-# the ring that reaches it, are Patarasuk and Yuan's (2009); you build that ring in lesson 03. With it and with what
-# follows, Li et al. (2020) report near-linear scaling to 256 GPUs.
+# The curve stays under $2S$, **however many ranks**: one more rank costs the others almost no byte. This bound, and the
+# ring that reaches it, are Patarasuk and Yuan's (2009); lesson 03 builds that ring. With it and with what follows, Li
+# et al. (2020) report near-linear scaling to 256 GPUs.
 #
 # On GPUs, NCCL chooses among a ring, trees and others; there the figure shows the formula alone.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## The same start, on every rank
 #
 # Equal gradients keep equal models equal. They do not *make* models equal. Three trainings, forty steps each:
@@ -259,7 +259,7 @@ plots.plot_ring_bytes(sent);
 # | B | the same seed | **not** averaged |
 # | C | the same seed | averaged |
 
-# %% tags=["live"]
+# %%
 guess = predict("In A, how does the distance between two ranks' weights change during the training?",
                 options=["it shrinks", "it stays the same", "it grows"])
 
@@ -300,17 +300,19 @@ def drift(seed, average, steps=40):
 
 A, B, C = drift(seed=rank, average=True), drift(seed=0, average=False), drift(seed=0, average=True)
 
-# %% tags=["live"]
+# %%
 reveal(guess, "it stays the same", why="All take the same step, so what separates them at the start stays.")
+
+# %% tags=["live"]
 plots.plot_drift({"A: other seeds, averaged": ranks["A"], "B: same seed, not averaged": ranks["B"],
                   "C: same seed, averaged": ranks["C"]});
 
 # %% [markdown] tags=["live"]
-# A is the dangerous one. It does not crash and its loss goes down; yet its gradients are the mean of gradients taken
-# at four different points, and belong to no model at all. The cure does not trust seeds: **rank 0 gives its weights
-# to all**, with a *broadcast* (fr. *diffusion*).
+# B drifts apart, C stays together. A is the dangerous one. It does not crash and its loss goes down; yet its gradients
+# are the mean of gradients taken at four different points, and belong to no model at all. The cure does not trust
+# seeds: **rank 0 gives its weights to all**, with a *broadcast*.
 
-# %% tags=["live"]
+# %%
 %%ranks
 torch.manual_seed(rank)                         # four different models…
 model = MLP().to(device)
@@ -366,12 +368,12 @@ if rank == 0:
     print(f"relative error of the gradient: mean of means {(plain - truth).norm() / truth.norm():.0%}, "
           f"weighed {(weighed - truth).norm() / truth.norm():.0e}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Train by hand
 #
 # Everything is there: the same start, a share each, the mean gradient. Train for 60 steps on four ranks…
 
-# %% tags=["live"]
+# %%
 %%ranks
 torch.manual_seed(0)
 trained = MLP().to(device)
@@ -390,10 +392,10 @@ for step in range(60):
     dist.all_reduce(mean_loss)                  # only to draw it
     losses.append(mean_loss.item())
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # …and in one process, on the whole batches. The momentum needs no message: equal gradients build equal momenta.
 
-# %% tags=["live"]
+# %%
 torch.manual_seed(0)
 model = MLP()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -407,7 +409,7 @@ for step in range(60):
     optimizer.step()
     losses.append(loss.item())
 
-# %% tags=["live"]
+# %%
 torch.testing.assert_close(ranks["losses"], [losses] * len(ranks), atol=1e-3, rtol=0)
 plots.plot_equal_losses(losses, ranks["losses"][0], tolerance=1e-3);
 
@@ -415,7 +417,7 @@ plots.plot_equal_losses(losses, ranks["losses"][0], tolerance=1e-3);
 accuracy = (model(x_test).argmax(1) == y_test).float().mean()
 print(f"one process: {accuracy:.1%} of {len(y_test)} test images right after 60 steps of 64 images")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # The two curves are one. (A step without a dot: equal to the last digit.) They differ by rounding, and a step starts
 # from the rounding of all the steps before: compare gradients rather than the ends of two long trainings.
 
@@ -487,14 +489,14 @@ ratio = many_ms / one_ms
 reveal(guess, "more than 4 times" if ratio > 4 else "about 2 times" if ratio > 1.4 else "as fast",
        why=f"{ratio:.0f} times here: the bytes are the same, the messages are not.")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2.5}
 # ## Overlap: send while you compute
 #
 # Backward goes from the last layer to the first. The last layer's gradient is ready long before the first's: why
 # should it wait? PyTorch calls a *hook* as soon as one gradient is final, and `async_op=True` starts the `all_reduce`
 # without waiting for it. This is *overlap* (fr. *recouvrement*) of communication and computation.
 
-# %% tags=["live"]
+# %%
 %%ranks
 def send_when_ready(model):
     """From now on every gradient leaves as soon as it is final; call the returned function to wait for all."""
@@ -517,7 +519,7 @@ cross_entropy(model(x), y).backward()
 wait()                                          # before the optimizer reads p.grad
 sent_early = gradient(model)
 
-# %% tags=["live"]
+# %%
 for sent_early in ranks["sent_early"]:
     torch.testing.assert_close(sent_early, reference, atol=1e-5, rtol=0)
 print("still the gradient of the whole batch, on every rank")
@@ -531,6 +533,7 @@ print("still the gradient of the whole batch, on every rank")
 
 # %% tags=["live"]
 %%ranks
+import time
 from concurrent.futures import ThreadPoolExecutor
 from torch import nn
 
@@ -576,7 +579,7 @@ def timed_step(model, x, link_seconds, overlap):
         hook.remove()
     return backward + communication
 
-# %% tags=["live"]
+# %%
 guess = predict("Six layers; a bucket's trip takes as long as one layer's backward. Without overlap a step "
                 "lasts 12 such times. How many with overlap?", options=["6", "7", "9", "12"])
 
@@ -596,7 +599,7 @@ plain, overlapped = (timed_step(tower, x, link_seconds, overlap) for overlap in 
 plain, overlapped = ranks["plain"][:2], ranks["overlapped"][:2]
 plots.plot_overlap(plain, overlapped);
 
-# %% tags=["live"]
+# %%
 def milliseconds(events_of_ranks):
     stamps = [stamp for events in events_of_ranks for event in events for stamp in event[2:]]
     return 1000 * (max(stamps) - min(stamps))
@@ -606,13 +609,13 @@ print(f"without overlap {milliseconds(plain):.0f} ms, with {milliseconds(overlap
 reveal(guess, "7", why="Only the last bucket to be ready, the first layer's, has nothing to hide behind. "
        "The two times above also hold the real all_reduce, on the same cores.")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## The same in one line
 #
 # Broadcast, buckets, hooks, overlap: you now know what `DistributedDataParallel` (DDP) does. We even give every rank
 # another seed, on purpose.
 
-# %% tags=["live"]
+# %%
 guess = predict("Seeds differ from rank to rank. Whose weights does DDP train?",
                 options=["rank 0's", "the mean of all", "each rank its own"])
 
@@ -627,7 +630,7 @@ cross_entropy(ddp(x), y).backward()             # averages the gradients, while 
 by_ddp = gradient(ddp)
 print(f"gradient norm {by_ddp.norm():.6f}")
 
-# %% tags=["live"]
+# %%
 for by_ddp in ranks["by_ddp"]:
     torch.testing.assert_close(by_ddp, reference, atol=1e-5, rtol=0)
 reveal(guess, "rank 0's", why="Its constructor broadcasts rank 0's weights; the reference has rank 0's seed.")
@@ -669,7 +672,7 @@ print(f"buckets at first: {info.get('bucket_sizes')} bytes\nand after a step: {i
 # `False`: each gradient has its own storage, *beside* the buckets, which weigh as much again. `True`: the buckets
 # are the gradients' only storage.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## The timeline of a real step
 #
 # A wider model, so that backward takes a while, and DDP with several buckets. `--timeline` records the cell with
@@ -707,9 +710,8 @@ ranks.timeline.summary()
 # %% [markdown]
 # ## Gradient accumulation: k micro-steps, one reduction
 #
-# The batch you want may not fit in memory, even split. *Gradient accumulation* (fr. *accumulation de gradients*)
-# runs `k` micro-batches one after the other and adds up their gradients. DDP would average after each backward:
-# k reductions, where one is enough. Inside `with ddp.no_sync():` it does not reduce.
+# The batch you want may not fit in memory, even split: accumulate the gradients of `k` micro-batches (lesson 02). But
+# DDP averages after each backward: k reductions, where one is enough. Inside `with ddp.no_sync():` it does not reduce.
 #
 # **Exercise 2.** `micro_batches` is a list of `(x, y)`, all of one size. Leave in `p.grad` the gradient of the mean
 # loss over all of them and all ranks, and reduce **once**.
@@ -794,6 +796,8 @@ reveal(guess, "no", why="Each rank measures its own quarter. The sums of all fou
 plots.plot_batch_means(ranks["local_mean"], ranks["mean"][0]);
 
 # %% [markdown]
+# A dot is the mean of one quarter, the line that of the whole batch.
+#
 # `torch.nn.SyncBatchNorm` does this for you, backward included: `SyncBatchNorm.convert_sync_batchnorm(model)` before
 # DDP. It exists for GPUs only; on a CPU it says so:
 
@@ -951,9 +955,9 @@ plots.plot_equal_losses(alone.tolist(), four_ranks.tolist(), tolerance=1e-3);
 #
 # - *Strong scaling* (fr. *passage à l'échelle fort*): the same global batch, on more ranks. Ideal: time divided by n.
 # - *Weak scaling* (*faible*): the same batch **for each rank**. Ideal: the same time, for n times the images.
-
-# `track` goes around the loop's iterable. It records every step of every rank, shows how fast they are while they
-# run, and leaves out the first two steps, which warm up.
+#
+# `track` goes around the loop's iterable. It records every step of every rank, shows their *throughput* (images a
+# second) while they run, and leaves out the first two steps, which warm up.
 
 # %%
 %%ranks
@@ -1026,16 +1030,16 @@ else:
 # Four ranks also mean a batch four times larger, if each keeps its share (weak scaling). The learning rate must then
 # be chosen again: that is for lesson 10.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## From the notebook to a job
 #
 # The whole lesson in one cell: find the sampler and its epoch, DDP, the batch that is dropped, the exact accuracy.
 # Two new ranks this time, which remember nothing: no line of the cell says how many there are.
 
-# %% tags=["live"]
+# %%
 %ranks 2
 
-# %% tags=["live"]
+# %%
 %%ranks
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -1062,11 +1066,11 @@ dist.all_reduce(correct)
 if rank == 0:
     print(f"{correct} of {len(y_test)} test images right")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Now it may leave the notebook. `%ranks export` writes the cells run since the start, after the lines that set up a
 # rank.
 
-# %% tags=["live"]
+# %%
 import subprocess
 import sys
 import tempfile
@@ -1074,13 +1078,13 @@ import tempfile
 folder = tempfile.TemporaryDirectory()
 script = Path(folder.name, "train.py")
 
-# %% tags=["live"]
+# %%
 %ranks export {script}
 
-# %% tags=["live"]
+# %%
 print(*script.read_text().splitlines()[:24], "…", sep="\n")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # `torchrun` starts one process for each rank. On a node with four GPUs, `--nproc-per-node 4` is the whole change;
 # lesson 01's `sbatch` goes to several nodes. The same number must come out. It takes longer than the cell did: every
 # process imports PyTorch again.
@@ -1128,18 +1132,18 @@ folder.cleanup()
 #   [torch.utils.data](https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.distributed.DistributedSampler).
 # - E. Alpaydin, C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI, 1998: the digits.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("You double the number of ranks at the same model. The bytes that each rank sends…",
              options=["double", "almost do not change", "halve"])
 q2 = predict("One rank skips the last batch of the epoch. The others…",
              options=["average without it", "wait", "raise at once"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "almost do not change", why="2(n−1)/n · S: 1.5 S with 4 ranks, 1.75 S with 8, never over 2 S.")
 reveal(q2, "wait", why="A collective needs every rank: they wait, until the timeout or until you stop them.")
 

@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 05 · Split the model
 #
 # **You will** cut a model in two ways: between its layers, and inside every layer. You will write the two operators
@@ -43,27 +43,27 @@ from fidle_utils.teach import check, predict, reveal
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1}
 # ## Why split the model?
 #
 # In data parallelism every rank holds the *whole* model. Training with Adam in mixed precision takes 16 bytes for each
-# parameter [5], activations not counted. So a model of 7 billion parameters needs:
+# parameter [5], activations not counted; lesson 08 says why. So a model of 7 billion parameters needs:
 
 # %% tags=["live"]
 print(f"{7e9 * 16 / 1e9:.0f} GB; an H100 has {table('gpu_specs', gpu='H100-SXM5-80GB')[0]['memory_gb']} GB")
 
 # %% [markdown] tags=["live"]
-# The model must be cut: *model parallelism* (fr. *parallélisme de modèle*). There are two ways.
+# The model must be cut: *model parallelism* (fr. *parallélisme de modèle*). There are two ways: a rank holds whole
+# layers, or a part of every layer.
 
 # %% tags=["live"]
 plots.plot_model_cuts(n_layers=8, n_ranks=4);
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2.5}
 # ## Cut between the layers, naively
 #
-# Eight layers on four ranks: two each. A rank receives *activations* (fr. *activations*) from its left, computes its
-# layers, and sends the result to its right. In backward, gradients travel the other way. `stage` is what this rank
-# holds.
+# Eight layers on four ranks: two each. A rank receives activations from its left, computes its layers, and sends the
+# result to its right. In backward, gradients travel the other way. `stage` is what this rank holds.
 
 # %% tags=["live"]
 %%ranks
@@ -108,7 +108,7 @@ def naive_step(x, y):
 
 loss = naive_step(x, y)                         # also warms up
 
-# %% tags=["live"]
+# %%
 guess = predict("Four ranks instead of one. What part of the time does a rank compute?",
                 options=["all of it", "half", "a quarter"])
 
@@ -119,7 +119,7 @@ loss = naive_step(x, y)
 # %% tags=["live"]
 plots.plot_timeline(ranks.timeline);
 
-# %% tags=["live"]
+# %%
 step_ms = ranks.timeline.events.end_ms.max()
 busy = ranks.timeline.summary(0, step_ms).compute_ms / step_ms
 shares = ", ".join(f"{share:.0%}" for share in busy)
@@ -127,7 +127,8 @@ print(f"ranks compute {shares} of the step; on average {busy.mean():.0%}")
 reveal(guess, "a quarter", why="At any time one rank computes: 1/n. The other three wait for its message.")
 
 # %% [markdown]
-# Two cores are enough to see the truth here, since one rank at a time computes. Is it right, at least? One process:
+# A staircase: forward goes down the ranks, backward climbs up again. Two cores are enough to see the truth here, since
+# one rank at a time computes. Is it right, at least? One process:
 
 # %%
 rows, width = ranks["rows"][0], ranks["width"][0]
@@ -158,7 +159,7 @@ print(f"loss {ranks['loss'][-1]:.6f}, one process {loss:.6f}; all {len(split)} g
 # fills the white parts with other pieces of the batch: a pipeline. This lesson takes the other cut, in which all
 # ranks compute **at the same time**.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## Cut inside a layer
 #
 # Most of a transformer is matrix products $Y = X A$. A product can be shared out in two ways [1]. A colour is a rank;
@@ -192,12 +193,12 @@ print("columns side by side: equal to one process · terms added up: equal to on
 # Careful: `nn.Linear` keeps its `weight` as **(outputs, inputs)**, the transpose of A. *Columns of A* are *rows of
 # `weight`*, `dim=0`. Half of the mistakes in this lesson start here.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## What does backward need?
 #
 # Cut by columns, forward sends nothing. The gradient of X is $\nabla_X = \nabla_Y A^T$, a product of its own.
 
-# %% tags=["live"]
+# %%
 guess = predict("Cut by columns. To get the gradient of X, the ranks send…",
                 options=["nothing, as in forward", "an all_reduce"])
 
@@ -214,6 +215,8 @@ for i, mine in enumerate(ranks["gradient"]):
     print(f"rank {i}: first numbers {[round(v, 3) for v in mine[0, :3].tolist()]}")
 print(f"one process:           {[round(v, 3) for v in x.grad[0, :3].tolist()]}")
 torch.testing.assert_close(sum(ranks["gradient"]), x.grad)
+
+# %%
 reveal(guess, "an all_reduce", why="A rank knows what went through its own columns only. Their sum is right.")
 
 # %% [markdown] tags=["live"]
@@ -226,14 +229,14 @@ reveal(guess, "an all_reduce", why="A rank knows what went through its own colum
 # | **f**, where x enters | nothing | all_reduce |
 # | **g**, where y leaves | all_reduce | nothing |
 
-# %% tags=["live"]
+# %%
 plots.plot_parallel_block(enter=("f", "nothing", "all_reduce"), leave=("g", "all_reduce", "nothing"));
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # **Exercise 1.** Write both as `torch.autograd.Function`: `forward` gets a tensor and returns one, `backward` gets the
 # gradient of what `forward` returned, and returns that of its input. `all_reduce` works in place: reduce a `clone()`.
 
-# %% fidle={"wrong": ["%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total / world_size\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        dist.all_reduce(grad)\n        return grad\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n"]} tags=["exercise", "live"]
+# %% fidle={"wrong": ["%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total / world_size\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        dist.all_reduce(grad)\n        return grad\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        total = x.clone()\n        dist.all_reduce(total)\n        return total\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n", "%%ranks\nclass CopyToRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        total = grad.clone()\n        dist.all_reduce(total)\n        return total\n\nclass SumOverRanks(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        return x\n    @staticmethod\n    def backward(ctx, grad):\n        return grad\n\nf_and_g = CopyToRanks, SumOverRanks\n"]} tags=["exercise"]
 %%ranks
 class CopyToRanks(torch.autograd.Function):
     """f: all ranks go on with the same x."""
@@ -257,7 +260,7 @@ class SumOverRanks(torch.autograd.Function):
 
 f_and_g = CopyToRanks, SumOverRanks
 
-# %% tags=["check", "live"]
+# %% tags=["check"]
 def test_f_and_g(f_and_g):
     mine = torch.tensor([1.0, 2.0], device=device) * 10**rank
     total = mine.clone()
@@ -283,7 +286,7 @@ def test_f_and_g(f_and_g):
 
 check("f_and_g", test_f_and_g)
 
-# %% jupyter={"source_hidden": true} tags=["solution", "live"]
+# %% jupyter={"source_hidden": true} tags=["solution"]
 %%ranks
 class CopyToRanks(torch.autograd.Function):                     # f
     @staticmethod
@@ -309,7 +312,7 @@ class SumOverRanks(torch.autograd.Function):                    # g
 
 f_and_g = CopyToRanks, SumOverRanks
 
-# %% jupyter={"source_hidden": true} tags=["solution", "live"]
+# %% jupyter={"source_hidden": true} tags=["solution"]
 check("f_and_g", test_f_and_g)
 
 # %% [markdown]
@@ -317,16 +320,16 @@ check("f_and_g", test_f_and_g)
 # all_reduce that autograd does know, as in `torch.distributed.nn.functional`, sums in *both* directions. That is
 # right if each rank adds a loss of its own, and n times too much here, where all ranks compute the *same* loss.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## An MLP on four ranks
 #
 # The MLP of a transformer is two products with a function between them: $y = \mathrm{GELU}(x A + a)\,B + b$. Cut A by
 # columns and B by rows. Each rank's columns of the hidden layer are exactly what its rows of B need: **nothing is
 # sent in the middle.**
 #
-# `my_part` copies this rank's share of a parameter; it remembers along which `dim` it was cut.
+# `my_part` copies this rank's share of a parameter, its *shard*; it remembers along which `dim` it was cut.
 
-# %% tags=["live"]
+# %%
 %%ranks
 def my_part(parameter, dim):
     """This rank's share of a whole parameter, cut along `dim`."""
@@ -338,10 +341,10 @@ def mlp():
     """The MLP of a transformer block of width 64, in one piece."""
     return nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # (Two cells for the check of the next exercise: what it says of shapes, and of y.)
 
-# %% tags=["live"]
+# %%
 def mlp_shapes(split):
     """The parameters of each rank must be its share, or whole."""
     h = 256 // world_size
@@ -354,7 +357,7 @@ def mlp_shapes(split):
         uncut = f"{name}: right shape; make it with my_part, which notes the cut."
         assert hasattr(getattr(split, name), "cut"), uncut
 
-# %% tags=["live"]
+# %%
 def mlp_forward(split, whole, x):
     """The same y on every rank, the one of the whole MLP."""
     y, bias = split(x), whole[2].bias
@@ -370,13 +373,13 @@ def mlp_forward(split, whole, x):
     assert error.abs().max() < 1e-5, f"y is {error.abs().max():.1e} away from the whole MLP's."
     return y
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # **Exercise 2.** Complete the MLP. `mlp[0]` is the first `nn.Linear`, `mlp[2]` the second. Cut with `my_part`: later
 # cells read its `.cut`. What stays whole is a parameter as it is: `nn.Parameter(p.detach().clone())`. In `forward`,
 # call `self.enter.apply(x)` for f and `self.leave.apply(…)` for g. (They have names of their own because a later
 # section puts others there.)
 
-# %% fidle={"wrong": ["%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 1)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 0)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(x, self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return F.linear(h, self.down_weight) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias / world_size))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = nn.Parameter(mlp[0].bias.detach().clone())\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.linear(self.enter.apply(x), self.up_weight, self.up_bias)\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = nn.Parameter(mlp[0].weight.detach().chunk(world_size, 0)[rank].clone())\n        self.up_bias = nn.Parameter(mlp[0].bias.detach().chunk(world_size, 0)[rank].clone())\n        self.down_weight = nn.Parameter(mlp[2].weight.detach().chunk(world_size, 1)[rank].clone())\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n"]} tags=["exercise", "live"]
+# %% fidle={"wrong": ["%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 1)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 0)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(x, self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return F.linear(h, self.down_weight) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight, self.down_bias / world_size))\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = nn.Parameter(mlp[0].bias.detach().clone())\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = my_part(mlp[0].weight, 0)\n        self.up_bias = my_part(mlp[0].bias, 0)\n        self.down_weight = my_part(mlp[2].weight, 1)\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.linear(self.enter.apply(x), self.up_weight, self.up_bias)\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n", "%%ranks\nclass ParallelMLP(nn.Module):\n    enter, leave = CopyToRanks, SumOverRanks\n\n    def __init__(self, mlp):\n        super().__init__()\n        self.up_weight = nn.Parameter(mlp[0].weight.detach().chunk(world_size, 0)[rank].clone())\n        self.up_bias = nn.Parameter(mlp[0].bias.detach().chunk(world_size, 0)[rank].clone())\n        self.down_weight = nn.Parameter(mlp[2].weight.detach().chunk(world_size, 1)[rank].clone())\n        self.down_bias = nn.Parameter(mlp[2].bias.detach().clone())\n\n    def forward(self, x):\n        h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))\n        return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias\n"]} tags=["exercise"]
 %%ranks
 class ParallelMLP(nn.Module):
     """The MLP of a transformer block, shared by the ranks."""
@@ -392,7 +395,7 @@ class ParallelMLP(nn.Module):
     def forward(self, x):
         ...
 
-# %% tags=["check", "live"]
+# %% tags=["check"]
 def test_mlp(ParallelMLP):
     from fidle_utils.measure import count_communication
     torch.manual_seed(1)
@@ -417,7 +420,7 @@ def test_mlp(ParallelMLP):
 
 check("ParallelMLP", test_mlp, hint="first weight cut along 0, second along 1; f first, g last")
 
-# %% jupyter={"source_hidden": true} tags=["solution", "live"]
+# %% jupyter={"source_hidden": true} tags=["solution"]
 %%ranks
 class ParallelMLP(nn.Module):
     enter, leave = CopyToRanks, SumOverRanks                    # f and g
@@ -433,17 +436,17 @@ class ParallelMLP(nn.Module):
         h = F.gelu(F.linear(self.enter.apply(x), self.up_weight, self.up_bias))
         return self.leave.apply(F.linear(h, self.down_weight)) + self.down_bias     # after the sum
 
-# %% jupyter={"source_hidden": true} tags=["solution", "live"]
+# %% jupyter={"source_hidden": true} tags=["solution"]
 check("ParallelMLP", test_mlp)
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ### Equal to one process
 #
 # Output, gradients of every shard, and the weights after one step of SGD. In float32 rounding leaves about seven
 # digits, in float64 about sixteen: an error that is *wrong* and not *rounding* does not shrink when you change.
 # (Each rank computes the whole MLP too, alone, to compare with.)
 
-# %% tags=["live"]
+# %%
 %%ranks
 def relative(mine, truth):
     """The largest difference, as a share of the largest number of `truth`."""
@@ -463,7 +466,7 @@ def errors(split, whole, lr=0.1):
         torch.optim.SGD(model.parameters(), lr).step()
     return gradients, relative(flat(p for p, _ in pairs), flat(part_of(q, p) for p, q in pairs))
 
-# %% tags=["live"]
+# %%
 %%ranks
 def compare_mlp(dtype):
     torch.manual_seed(0)
@@ -476,7 +479,7 @@ def compare_mlp(dtype):
 
 far = {dtype: compare_mlp(dtype) for dtype in (torch.float32, torch.float64)}
 
-# %% tags=["live"]
+# %%
 def show(far_of_ranks, what="output"):
     """Print the worst of all ranks, and hold it to the limits of this lesson."""
     for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-8)):
@@ -486,16 +489,16 @@ def show(far_of_ranks, what="output"):
 
 show(ranks["far"])
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ### What it sends
 #
 # Activations of `batch × length × width` numbers go through g in forward and, as gradients, through f in backward.
 # Never a weight, never a gradient of a weight.
 
-# %% tags=["live"]
+# %%
 guess = predict("8 texts of 32 tokens, width 64, float32. How many kB does forward all_reduce?", unit="kB")
 
-# %% tags=["live"]
+# %%
 %%ranks
 from fidle_utils.measure import count_communication
 
@@ -506,7 +509,7 @@ with count_communication() as forward:
 with count_communication() as backward:
     y.square().mean().backward()
 
-# %% tags=["live"]
+# %%
 b, s, h, n = 8, 32, 64, len(ranks)
 for name in ("forward", "backward"):
     counted = ranks[name][0]
@@ -1133,8 +1136,9 @@ reveal(guess, share, why="What stands outside the split regions stays whole.")
 plots.plot_memory(ranks["ledgers"][0], title="A rank's memory in one step");
 
 # %% [markdown]
-# Ours still keeps the gathered input of each part, whole, for the gradient of its weights. Megatron keeps only this
-# rank's tokens and gathers once more in backward [2]: less memory, one all_gather more, hidden behind computing.
+# (Dashed: the most that is held at one time.) Ours still keeps the gathered input of each part, whole, for the gradient
+# of its weights. Megatron keeps only this rank's tokens and gathers once more in backward [2]: less memory, one
+# all_gather more, hidden behind computing.
 
 # %% [markdown]
 # ## The same with PyTorch: DTensor
@@ -1288,20 +1292,20 @@ print("CommDebugMode      ", ranks["theirs"][0])
 print("count_communication", ranks["ours"][0])
 assert sum(ranks["theirs"][0].values()) == sum(ranks["ours"][0].values())
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## Why it stays inside a node
 #
 # One layer of a transformer, forward and backward, for $b$ texts of $s$ tokens and width $h$, on $n$ ranks:
 #
 # - computes $72\,b\,s\,h^2\,(1 + s/6h)\,/\,n$ operations on each rank [3];
-# - makes four all_reduces (g twice, f twice) of $2\,b\,s\,h$ bytes (two bytes a number, bfloat16, fr.
-#   *demi-précision*); for each, a rank sends $2(n-1)/n$ times that.
+# - makes four all_reduces (g twice, f twice) of $2\,b\,s\,h$ bytes (two bytes a number, bfloat16); for each, a rank
+#   sends $2(n-1)/n$ times that.
 #
-# Take a layer as wide as GPT-3's, $h = 12\,288$, on 8 H100. How fast is a link (fr. *lien*)? In a Jean Zay node of
-# four H100, NVLink moves 450 GB/s each way; each of the four InfiniBand cards of the node 50 GB/s; an Omni-Path card
-# of the older nodes 12.5 GB/s [4].
+# Take a layer as wide as GPT-3's, $h = 12\,288$, on 8 H100. How fast is a link? In a Jean Zay node of four H100, NVLink
+# moves 450 GB/s each way; each of the four InfiniBand cards of the node 50 GB/s; an Omni-Path card of the older nodes
+# 12.5 GB/s (lesson 01) [4].
 
-# %% tags=["live"]
+# %%
 guess = predict("Between nodes, with one card of 50 GB/s: what part of the layer's time is communication?",
                 options=["5 %", "20 %", "66 %", "95 %"])
 
@@ -1323,7 +1327,7 @@ for link, gb_per_second in links.items():
 source = f"{h100['tflops']:.0f} TFLOP/s (published) · bytes over nominal bandwidth: no latency, no overlap"
 plots.plot_layer_times(rows, "One layer, h = 12 288, on 8 H100", source);
 
-# %% tags=["live"]
+# %%
 share = [row["communication_ms"] / (row["compute_ms"] + row["communication_ms"]) for row in rows]
 reveal(guess, "66 %", why=f"{share[3]:.0%}, computed; with NVLink {share[0]:.0%}. "
        "And it is hard to hide: the next product waits for the sum.")
@@ -1683,18 +1687,18 @@ assert max(ranks["far"]) < 1e-5
 # [torch.distributed.tensor.parallel](https://docs.pytorch.org/docs/stable/distributed.tensor.parallel.html),
 # [torch.distributed.tensor](https://docs.pytorch.org/docs/stable/distributed.tensor.html).
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("A model is cut between its layers on 8 GPUs, without a pipeline. A step takes…",
              options=["an eighth of the time of one GPU", "about the time of one GPU", "eight times as long"])
 q2 = predict("In the MLP, the first matrix is cut by columns, the second by rows, because…",
              options=["GELU then needs no message", "weights are smaller then", "rows are faster on a GPU"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "about the time of one GPU", why="One GPU works at a time. The cut makes it fit, not fast.")
 reveal(q2, "GELU then needs no message", why="Each rank has whole hidden numbers; one sum at the end.")
 
