@@ -8,12 +8,10 @@ import time
 import traceback
 import uuid
 
+from fidle_utils import progress
 from fidle_utils._answers import UNEQUAL, assert_equal, is_stub
 
-__all__ = ["check", "predict", "progress", "reveal"]
-
-progress = {}
-"""What `check` said last: name of the exercise → "to do", "wrong" or "right". Kept in memory only."""
+__all__ = ["check", "predict", "reveal"]
 
 _TORCH_SAYS = ("are not close!", "are not equal!")  # torch.testing's words, when no message was given
 
@@ -30,7 +28,8 @@ def check(answer, expected, tol=1e-6, hint="", name=None, timeout=20, together=N
       seconds it is stopped, and what each rank waited for becomes the hint. Where ranks must be compared,
       `test` returns a value and `together(values)`, run here on one value a rank, raises AssertionError.
 
-    `hint` stands in where the comparison or the test has nothing to say. `progress[name]` keeps the result.
+    `hint` stands in where the comparison or the test has nothing to say. What is said of an exercise of the
+    course is kept: see `fidle_utils.progress`.
     """
     on_ranks = isinstance(answer, str) and answer.isidentifier() and callable(expected)
     label = name or (answer if on_ranks else getattr(answer, "__name__", ""))
@@ -43,7 +42,7 @@ def check(answer, expected, tol=1e-6, hint="", name=None, timeout=20, together=N
     elif label:
         message = f"{label}: {message or 'right.'}"
     if label:
-        progress[label] = status
+        progress.note(label, status)
     _show(status, message or "Right.")
 
 

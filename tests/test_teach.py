@@ -184,13 +184,6 @@ def test_the_words_of_torch_give_way_to_the_hint(verdict):
     assert "shape" in verdict(lambda x: torch.zeros(3), compares_as_torch_does, hint="start at 0")
 
 
-def test_progress_keeps_what_was_said_last(verdict):
-    verdict(stub, uses_one, name="bits")
-    assert teach.progress["bits"] == "to do"
-    verdict(lambda x: x, uses_one, name="bits")
-    assert teach.progress["bits"] == "right"
-
-
 def test_rich_output_says_the_same_and_escapes(shown):
     teach.check(1, 2, hint="a < b & c")
     bundle = shown[-1]

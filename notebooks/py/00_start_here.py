@@ -304,3 +304,14 @@ plot_moments(ranks["said_at"], title="Who spoke when, in order");
 # 2. The words *rank* and *collective* come from MPI, the message-passing standard of 1994: https://www.mpi-forum.org/docs/
 # 3. This lesson opens the course that follows FIDLE's *Passer à la vitesse supérieure : l'accélération matérielle*,
 #    by engineers of IDRIS (CNRS): https://fidle.cnrs.fr
+
+# %%
+from fidle_utils import progress
+
+progress.show("00")
+
+# %% [markdown]
+# The whole course, and how far you are in it. Run this cell whenever you want to know.
+
+# %%
+progress.show()

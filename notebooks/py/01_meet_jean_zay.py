@@ -518,3 +518,8 @@ q5 = predict("You asked for 20 h; your job ended after 3 h. Charged on one GPU:"
 reveal(q3, "in one node", why="450 GB/s for a GPU inside an H100 node; 50 GB/s for one link out of it.")
 reveal(q4, "fails or hangs", why="No internet there: $DSDIR, or a download on the login node before.")
 reveal(q5, "3 h", why="Reserved × elapsed. A shorter limit starts sooner, and costs the same.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("01")

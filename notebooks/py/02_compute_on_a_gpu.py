@@ -1195,3 +1195,8 @@ reveal(q4, "more workers", why="Faster computing only makes the device wait long
 reveal(q5, "doubles", why="The same FLOP over half the bytes: about twice as fast, if the digits suffice.")
 reveal(q6, "the bytes",
        why="Every operation is still done; the results between them no longer travel to memory.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("02")

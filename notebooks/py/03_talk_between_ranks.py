@@ -1041,3 +1041,8 @@ reveal(q5, "it is a mistake: all ranks must call it (default arguments)",
        why="Also those outside the group, in the same order.")
 algorithm, bus = bandwidths(8, 1e9, 8e-3)
 reveal(q6, "219 GB/s", why=f"S/t = {algorithm / 1e9:.0f} GB/s, times 2·7/8: {bus / 1e9:.0f} GB/s.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("03")

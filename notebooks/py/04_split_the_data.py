@@ -1160,3 +1160,8 @@ reveal(q3, "right, with 8 times the communication",
        why="DDP averages p.grad after each backward. The mean of what is equal already changes nothing.")
 reveal(q4, "slightly wrong", why="1008 indices: 8 images count twice. Reduce counts, without padding.")
 reveal(q5, "does not help", why="Every rank holds them all: split the states (lesson 08) or the model (05).")
+
+# %%
+from fidle_utils import progress
+
+progress.show("04")

@@ -1719,3 +1719,8 @@ reveal(q4, "as many", why="reduce_scatter and all_gather are the two halves of a
 reveal(q5, "one batch", why="They are one model. Data are split between groups: lesson 07.")
 reveal(q6, "stays about the same", why="Work and bytes both grow with tokens. Only latency weighs less.")
 reveal(q7, "max, sum, target's logit", why="Three numbers a token, whatever the vocabulary.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("05")

@@ -1167,3 +1167,8 @@ reveal(q3, "twice as slow", why="Every micro-batch passes through it: the slowes
 reveal(q4, "W", why="Nobody waits for it before the optimizer's step; B is what the previous rank waits for.")
 reveal(q5, "4 times too large", why="Divide each loss by 4, or the gradients once at the end.")
 reveal(q6, "the ideal", why=f"7/14. Of the total it is 7/21 = {7 / 21:.0%}.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("06")

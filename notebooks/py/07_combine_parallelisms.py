@@ -1279,3 +1279,8 @@ reveal(q3, "the data group", why="Only its ranks hold the same weights.")
 reveal(q4, "the same data", why="Each has a part of every matrix, and the sum needs one input.")
 reveal(q5, "48 times longer", why="300 against 6.25 GB/s for a GPU, by the sheet; and see what was measured.")
 reveal(q6, "do not change", why="Once a step, whatever its length. Those of tensor and pipeline double.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("07")

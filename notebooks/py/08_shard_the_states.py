@@ -1358,3 +1358,8 @@ reveal(q3, "on all ranks, a piece each", why="Every parameter is cut; every rank
 reveal(q4, "falls, towards 4 bytes a parameter", why="4 + 12/n: weights and gradients stay whole.")
 reveal(q5, "do not help", why="Activations are each rank's own. Checkpoint, or make the micro-batch smaller.")
 reveal(q6, "1.33", why="Forward twice, backward once: (1 + 1 + 2) / 3.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("08")

@@ -1374,3 +1374,8 @@ q5 = predict("One-bit gradients without error feedback:", options=["arrive on av
 reveal(q3, 4, why="64 / (8 × 2).")
 reveal(q4, "is refused", why="Stages 2 and 3 would send for every micro-batch; 0 and 1 work.")
 reveal(q5, "never arrive", why="The same error each time. Kept and sent later, it vanishes in the mean.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("09")

@@ -1527,3 +1527,8 @@ reveal(q3, "stop: these are different models",
 reveal(q4, "other bits", why="The random state of each rank is missing: other masks from here on.")
 reveal(q5, "twice longer", why="W = √(2CM).")
 reveal(q6, "37 %", why="Full recomputation computes 8 N instead of 6 N: three quarters of 50 % is 37.5 %.")
+
+# %%
+from fidle_utils import progress
+
+progress.show("10")

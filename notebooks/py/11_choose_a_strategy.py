@@ -532,3 +532,8 @@ check(quiz, test_quiz, name="closing quiz")
 # - A. Grattafiori et al., *The Llama 3 Herd of Models*, 2024, [arXiv:2407.21783](https://arxiv.org/abs/2407.21783);
 #   P. Qi et al., *Zero Bubble Pipeline Parallelism*, 2024, [arXiv:2401.10241](https://arxiv.org/abs/2401.10241);
 #   NVIDIA, Megatron-LM, README and images (2020, 2024): the other runs it is compared with.
+
+# %%
+from fidle_utils import progress
+
+progress.show("11")
