@@ -17,9 +17,10 @@ from test_house import project_files
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMAND = re.compile(
-    r"(make|conda|jupyter|python|ssh|apt|FIDLE_|%|ranks|plots|cluster|job|for |with |device_rep|progress)"
+STARTS = (
+    "make |conda|jupyter|pip|python |ssh|apt|%|ranks|plots|cluster|job|for |with |device_rep|progress\\.s"
 )
+COMMAND = re.compile(f"({STARTS}|from fidle_utils import progress)")
 
 # Commands that open something and stay: what their pages are, below the address that they print.
 OPENS = {
@@ -46,8 +47,13 @@ ELSEWHERE = {
     "make slides": "tests/test_slides.py",
     "make book": "tests/test_book.py",
     "apt install slurm-wlm munge": ".ci/run",
-    "conda env create -f environment.yml": "no conda here; tests/test_house.py compares the file with the lock",
+    "conda env create -f environment.yml": "no conda here; test_house compares the file with the lock",
     "conda activate fidle": "no conda here",
+    "pip install -e .": "the Makefile installs it so",
+    "python -m fidle_utils.progress export class/*.json -o class.csv": (
+        "tests/test_progress.py::test_export_writes_the_table"
+    ),
+    "%recorded": "tests/test_classroom.py::test_the_magic_says_what_is_recorded",
     "ssh -L 8899:localhost:8899 you@node": "there is no second machine here",
 }
 IN_NOTEBOOK = {
@@ -74,7 +80,7 @@ for x, y in track(loader):
     "plots.plot_throughput(ranks.throughput)": "plots.plot_throughput(ranks.throughput);",
     "ranks.timeline.summary()": "assert list(ranks.timeline.summary().index) == [0, 1, 2, 3]",
     "plots.plot_timeline(ranks.timeline)": "plots.plot_timeline(ranks.timeline);",
-    'ranks.timeline.to_chrome("step.json")': 'ranks.timeline.to_chrome("step.json")\nassert os.path.getsize("step.json")',
+    'ranks.timeline.to_chrome("step.json")': 'assert open(ranks.timeline.to_chrome("step.json")).read()',
     "with count_communication() as counted:": """%%ranks
 with count_communication() as counted:
     dist.all_reduce(torch.ones(4))
@@ -85,11 +91,17 @@ with memory_ledger(layer, optimizer) as ledger:
     layer(torch.ones(2, 4)).sum().backward()
     optimizer.step()""",
     'plots.plot_memory(ranks["ledger"])': 'plots.plot_memory(ranks["ledger"]);',
-    "device_report(full=True)": "from fidle_utils.measure import device_report, roofline\ndevice_report(full=True)",
+    "device_report(full=True)": """from fidle_utils.measure import device_report, roofline
+device_report(full=True)""",
     "plots.plot_roofline(roofline())": "plots.plot_roofline(roofline());",
     "plots.presentation()": "plots.presentation()",
-    "%ranks export train.py": '%ranks export train.py\nassert "torchrun" in open("train.py").read()',
-    "%ranks export train.py --slurm": '%ranks export train.py --slurm\nassert "srun" in open("train.slurm").read()',
+    "%ranks export train.py": """%ranks export train.py
+assert "torchrun" in open("train.py").read()""",
+    "%ranks export train.py --slurm": """%ranks export train.py --slurm
+assert "srun" in open("train.slurm").read()""",
+    "from fidle_utils import progress": "from fidle_utils import progress",
+    'progress.save("Ada")': 'progress.save("Ada")',
+    "%ranks 2": "%ranks 2",
     "%ranks restart": "%ranks restart",
     "%ranks stop": "%ranks stop",
 }
@@ -114,7 +126,7 @@ def commands(page):
     for block in re.findall(r"^```bash\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
         found |= {line.split("  #")[0].strip() for line in block.splitlines()}
     found |= {code for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page) if COMMAND.match(code)}
-    return found - {"make", "python", "ranks", "%"}
+    return found
 
 
 def test_every_command_of_the_readme_is_run_somewhere():
@@ -152,7 +164,7 @@ def copy(tmp_path_factory):
 
 @pytest.fixture
 def shell(copy, tmp_path):
-    """How to start a command there: nothing of ours in its environment, a browser that notes what it opens."""
+    """How to start a command there, with a browser that notes what it opens."""
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > "{tmp_path}/opened"\n')
     browser.chmod(0o755)
