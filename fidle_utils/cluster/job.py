@@ -114,10 +114,15 @@ class Job:
 
     @property
     def throughput(self):
-        """What `track()` recorded in the job, as `ranks.throughput` is of a cell."""
+        """What `track()` recorded in the job, as `ranks.throughput` of a cell; ClusterError without any."""
         from fidle_utils.measure.throughput import Throughput
 
-        return Throughput.load(self.logs.latest / "track")
+        try:
+            return Throughput.load(self.logs.latest / "track")
+        except FileNotFoundError:
+            raise ClusterError(
+                f"job {self.id} has recorded no step: loops in `track(…)` are, as soon as its ranks run them"
+            ) from None
 
     def wait(self, timeout=None):
         """Wait for its end, showing nothing.
