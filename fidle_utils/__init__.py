@@ -21,5 +21,6 @@ def load_ipython_extension(shell):
 
 
 def unload_ipython_extension(shell):
-    """`%unload_ext fidle_utils`: end the ranks."""
+    """`%unload_ext fidle_utils`: end the ranks, forget the cells."""
     ranks.stop()
+    shell.magics_manager.registry["RecordedMagics"].close()

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from fidle_utils.classroom.live_path import NOTEBOOKS, PathError, as_text, lessons, live_path
+from fidle_utils.classroom.live_path import PathError, as_text, chosen, read_path
 from fidle_utils.classroom.view import VIEW, write_view
 
 
@@ -15,18 +15,11 @@ def main(arguments):
         "--time", nargs="*", metavar="NN", help="run the live cells of these lessons, or of all"
     )
     asked = parser.parse_args(arguments)
-    try:
-        print(as_text(live_path()))
-    except PathError as error:
-        print(error, file=sys.stderr)
-        return 1
     if asked.time is not None:
-        from fidle_utils.classroom.rehearse import run_live, timing_table
-
-        for path in lessons(NOTEBOOKS):
-            if not asked.time or path.stem[:2] in asked.time:
-                print(*timing_table(run_live(path), path.stem), sep="\n", flush=True)
-        return 0
+        return time_lessons(asked.time)
+    sections, faults = read_path()
+    print(as_text(sections), flush=True)
+    print(*faults, sep="\n", end="\n" * bool(faults), file=sys.stderr)  # no reason to send the room away
     _, kept = write_view()
     for path in kept:
         print(f"kept as you changed it: {os.path.relpath(path)}. Delete it to get it anew.")
@@ -34,5 +27,22 @@ def main(arguments):
     return 0
 
 
+def time_lessons(numbers):
+    """Run the live cells of these lessons, or of all, and print their seconds; returns an exit code."""
+    from fidle_utils.classroom.rehearse import RehearsalError, run_live, timing_table
+
+    failed = False
+    for path in chosen(numbers):
+        try:
+            print(*timing_table(run_live(path), path.stem), sep="\n", flush=True)
+        except RehearsalError as error:
+            failed = True
+            print(error, flush=True)
+    return int(failed)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except PathError as error:
+        sys.exit(str(error))

@@ -1,4 +1,7 @@
-"""The live path as data: the sections of each lesson that are shown to a room, and their minutes."""
+"""The live path as data: the sections of each lesson that are shown to a room, and their minutes.
+
+A lesson says once, in its opening, how long it takes ("17 min live"); its sections must add up to that.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -8,7 +11,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 class PathError(ValueError):
-    """A lesson whose live path is not whole; says which cell, and what belongs there."""
+    """Lessons whose live path is not whole: a line for each cell, and what belongs there."""
 
 
 @dataclass
@@ -31,44 +34,85 @@ def lessons(folder=NOTEBOOKS):
     return sorted(Path(folder).glob("[0-9][0-9]_*.ipynb"))
 
 
+def chosen(numbers, folder=NOTEBOOKS):
+    """The lessons with these numbers ("04"), all without any; PathError for a number that no lesson has."""
+    there = lessons(folder)
+    if unknown := sorted(set(numbers) - {path.stem[:2] for path in there}):
+        raise PathError(f"no lesson {', '.join(unknown)}: there are {' '.join(p.stem[:2] for p in there)}")
+    return [path for path in there if not numbers or path.stem[:2] in numbers]
+
+
 def is_live(cell):
     """True for a cell of the live path."""
     return "live" in cell.metadata.get("tags", [])
 
 
-def live_path(folder=NOTEBOOKS):
-    """Return the Sections of all lessons in `folder`, in order; PathError where a cell belongs to none."""
-    import nbformat
+def first_line(source):
+    """The first line of a cell that says something, below `%%ranks`."""
+    lines = [line for line in source.splitlines() if line.strip("# %")] or [""]
+    return next((line for line in lines if not line.startswith("%%ranks")), lines[0])
 
-    sections = []
-    for path in lessons(folder):
-        for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
-            if not is_live(cell):
-                continue
-            minutes = cell.metadata.get("fidle", {}).get("minutes")
-            if minutes is not None:
-                sections.append(Section(path.stem, _heading(path, i, cell), _minutes(path, i, minutes)))
-            elif not sections or sections[-1].lesson != path.stem:
-                raise PathError(
-                    f"{path.name}, cell {i}: live, but before any live heading that has its minutes, "
-                    'such as fidle={"minutes": 2}'
-                )
-            sections[-1].cells.append(cell)
+
+def live_path(folder=NOTEBOOKS):
+    """Return the Sections of all lessons in `folder`, in order; PathError names all that is not whole."""
+    sections, faults = read_path(folder)
+    if faults:
+        raise PathError("\n".join(faults))
     return sections
 
 
-def _heading(path, i, cell):
-    found = re.match(r"#+ (.+)", cell.source)
-    if cell.cell_type != "markdown" or not found:
-        raise PathError(f"{path.name}, cell {i}: it has minutes, but does not begin with a heading")
-    return found[1].strip()
+def read_path(folder=NOTEBOOKS):
+    """Return (Sections, faults): what there is, and a line for each thing that is not whole."""
+    import nbformat
+
+    sections, faults = [], []
+    for path in lessons(folder):
+        notebook = nbformat.read(path, as_version=4)
+        own, wrong = _sections(path.stem, notebook.cells)
+        total, promised = sum(section.minutes for section in own), live_minutes(notebook)
+        if promised is not None and total != promised:
+            wrong.append(f"its live sections take {total:g} min, its opening says {promised} min live")
+        sections += own
+        faults += [f"{path.name}, {fault}" for fault in wrong]
+    return sections, faults
 
 
-def _minutes(path, i, minutes):
-    number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
-    if not number or minutes <= 0 or 2 * minutes % 1:
-        raise PathError(f"{path.name}, cell {i}: minutes are whole or halves, not {minutes!r}")
-    return float(minutes)
+def live_minutes(notebook):
+    """The live minutes that a lesson's opening promises, "17 min live"; None if it does not say."""
+    said = re.search(r"(\d+) min live", notebook.cells[0].source) if notebook.cells else None
+    return int(said[1]) if said else None
+
+
+def _sections(lesson, cells):
+    """Return (Sections, faults) of one lesson."""
+    found, faults, before = [], [], False
+    for i, cell in enumerate(cells):
+        minutes = cell.metadata.get("fidle", {}).get("minutes")
+        if not is_live(cell):
+            if minutes is not None:
+                faults.append(f"cell {i}: it has minutes, but is not tagged `live`")
+        elif minutes is not None:
+            heading = re.match(r"#+ (.+)", cell.source) if cell.cell_type == "markdown" else None
+            if not heading:
+                faults.append(f"cell {i}: it has minutes, but does not begin with a heading")
+            if not _is_time(minutes):
+                faults.append(f"cell {i}: minutes are whole or halves, not {minutes!r}")
+            name = heading[1].strip() if heading else f"cell {i}"
+            found.append(Section(lesson, name, float(minutes) if _is_time(minutes) else 0.0, [cell]))
+        elif found:
+            found[-1].cells.append(cell)
+        elif not before:  # the first one says it
+            before = True
+            faults.append(
+                f"cell {i}: live, but before any live heading that has its minutes, "
+                'such as fidle={"minutes": 2}'
+            )
+    return found, faults
+
+
+def _is_time(minutes):
+    is_number = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+    return is_number and minutes > 0 and not 2 * minutes % 1
 
 
 def clock(minutes):

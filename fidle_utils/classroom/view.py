@@ -1,14 +1,13 @@
 """The instructor's view: copies of the lessons with their live cells alone, and an index with the minutes."""
 
 import hashlib
-import os
 from pathlib import Path
+from urllib.parse import quote
 
-from fidle_utils.classroom.live_path import NOTEBOOKS, is_live, lessons, live_path, minutes_table
+from fidle_utils.classroom.live_path import NOTEBOOKS, is_live, lessons, minutes_table, read_path
 
 ROOT = NOTEBOOKS.parent
 VIEW = ROOT / "build" / "live"
-# The first lesson of each chapter of slides is in its name.
 SLIDES = ROOT / "slides"
 
 
@@ -18,6 +17,7 @@ def live_notebook(path):
 
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if is_live(cell)]
+    notebook.metadata.pop("jupytext", None)  # a copy has no readable pair
     return notebook
 
 
@@ -33,7 +33,7 @@ def write_view(folder=VIEW, notebooks=NOTEBOOKS):
     _link(folder, notebooks)
     written, kept = [], []
     made = {path.name: live_notebook(path) for path in lessons(notebooks)}
-    made["index.ipynb"] = _index(live_path(notebooks))
+    made["index.ipynb"] = _index(read_path(notebooks)[0])
     for name, notebook in made.items():
         path = folder / name
         if path.exists() and _changed(path):
@@ -50,7 +50,8 @@ def _link(folder, notebooks):
     for name in ("recorded", "images"):
         target, link = Path(notebooks) / name, folder / name
         if target.exists() and not link.exists():
-            link.symlink_to(os.path.relpath(target, folder), target_is_directory=True)
+            link.unlink(missing_ok=True)  # it points to where the course was before
+            link.symlink_to(target.resolve(), target_is_directory=True)
 
 
 def _digest(notebook):
@@ -75,7 +76,8 @@ def _index(sections):
         f"# The path: {total:g} minutes",
         "",
         "Each lesson here holds its live cells alone; figures are large. If a demonstration fails, run "
-        "`%recorded` in a cell below it: what the same cell showed when it was recorded. "
+        "`%recorded` in a cell below it: what the same cell showed when it was recorded. `%recorded 3` "
+        "shows it for the third code cell of a lesson, `%recorded list` names them all.\n\n"
         "The slides: open `build/slides/index.html` in a browser (`make slides` writes it).",
         "",
         "| starts at | lesson | section | minutes | cells |",
@@ -83,11 +85,13 @@ def _index(sections):
     ]
     last = None
     for starts, lesson, heading, minutes, n_cells in rows:
-        name = "" if lesson == last else f"[{lesson}]({lesson}.ipynb)"
+        of_lesson = sum(section.minutes for section in sections if section.lesson == lesson)
+        name = "" if lesson == last else f"**[{lesson}]({lesson}.ipynb)**, {of_lesson:g} min"
         if name and lesson[:2] in decks:
             name += f" · slides {decks[lesson[:2]]}"
         last = lesson
-        lines.append(f"| {starts} | {name} | {heading} | {minutes:g} | {n_cells} |")
+        link = f"[{heading}]({lesson}.ipynb#{quote(heading.replace(' ', '-'))})"
+        lines.append(f"| {starts} | {name} | {link} | {minutes:g} | {n_cells} |")
     cell = new_markdown_cell("\n".join(lines))
     cell.id = "the-path"
     metadata = {

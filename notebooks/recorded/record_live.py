@@ -1,44 +1,74 @@
-"""Record what the live cells show: python notebooks/recorded/record_live.py [NN …], on a quiet machine.
+"""Record what the live cells show, on a quiet machine; `%recorded` shows it where a demonstration fails.
 
-Writes live/NN_name.json for each lesson, or those named; about a minute each. `%recorded` shows it.
+    python notebooks/recorded/record_live.py          # every lesson whose live cells changed since
+    python notebooks/recorded/record_live.py 00 04    # these
+
+Writes live/NN_name.json. Interrupted, it goes on where it was. A lesson that fails is named at the end,
+and the others are recorded.
 """
 
+import argparse
 import dataclasses
 import json
 import sys
 
-from fidle_utils.classroom.live_path import NOTEBOOKS, lessons, live_path
-from fidle_utils.classroom.recorded import FOLDER
-from fidle_utils.classroom.rehearse import kept_outputs, run_live, seconds_of
+from fidle_utils.classroom import recorded
+from fidle_utils.classroom.live_path import PathError, chosen
+from fidle_utils.classroom.rehearse import RehearsalError, kept_outputs, run_live, seconds_of, timing_table
+from fidle_utils.classroom.view import live_notebook
 from fidle_utils.measure import records
 
 
-def record(path):
-    """Run the live cells of one lesson; returns what its file holds."""
-    executed = [cell for cell in run_live(path).cells if cell.cell_type == "code"]
-    headings = [s.heading for s in live_path() if s.lesson == path.stem for _ in s.code]
-    rows = [{"cell": i, "seconds": seconds_of(cell)} for i, cell in enumerate(executed, start=1)]
-    head = dataclasses.asdict(records.new("live", rows, {"cell": "1", "seconds": "s"}))
-    cells = [
-        {"id": cell.id, "heading": heading, "source": cell.source, "outputs": kept_outputs(cell)}
-        for heading, cell in zip(headings, executed, strict=True)
-    ]
-    return {**head, "lesson": path.stem, "cells": cells}
-
-
-def main(numbers):
-    """Record the lessons of those numbers, or all."""
-    FOLDER.mkdir(exist_ok=True)
-    for path in lessons(NOTEBOOKS):
-        if numbers and path.stem[:2] not in numbers:
+def main():
+    """Record; returns an exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("numbers", nargs="*", metavar="NN", help="of lessons; they are recorded again")
+    numbers, failures = parser.parse_args().numbers, []
+    for path in chosen(numbers):
+        if not numbers and recorded.is_current(live_notebook(path), path.stem):
+            print(f"{path.stem}: recorded as it is now", flush=True)
             continue
-        content = record(path)
-        target = FOLDER / f"{path.stem}.json"
-        target.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        slowest = max(row["seconds"] for row in content["rows"])
-        print(f"{target.name}: {len(content['cells'])} cells, slowest {slowest:.1f} s, "
-              f"{target.stat().st_size / 1e3:.0f} kB", flush=True)  # fmt: skip
+        try:
+            executed = run_live(path)
+        except RehearsalError as error:
+            failures.append(error)
+            continue
+        target = save(content_of(executed, path.stem), path.stem)
+        print(*timing_table(executed, path.stem), sep="\n")
+        print(f"  {target.stat().st_size / 1e3:.0f} kB in {target.name}", flush=True)
+    print(*failures, sep="\n", end="\n" * bool(failures), file=sys.stderr)
+    return int(bool(failures))
+
+
+def content_of(executed, lesson):
+    """Return what the file of a lesson holds, a dict, from its executed live cells."""
+    cells, heading = [], ""
+    for cell in executed.cells:
+        if "minutes" in cell.metadata.get("fidle", {}):
+            heading = cell.source.partition("\n")[0].lstrip("# ").strip()
+        if cell.cell_type == "code":
+            cells.append(dict(id=cell.id, heading=heading, source=cell.source, outputs=kept_outputs(cell)))
+    times = [seconds_of(cell) for cell in executed.cells if cell.cell_type == "code"]
+    rows = [{"cell": i, "seconds": seconds} for i, seconds in enumerate(times, start=1)]
+    command = f"python notebooks/recorded/record_live.py {lesson[:2]}"
+    head = records.new("live", rows, {"cell": "1", "seconds": "s"}, command=command)
+    return {**dataclasses.asdict(head), "lesson": lesson, "cells": cells}
+
+
+def save(content, lesson):
+    """Write the file of a lesson and return its path; an interrupted run leaves the older one whole."""
+    target = recorded.FOLDER / f"{lesson}.json"
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(target)
+    return target
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        sys.exit(main())
+    except PathError as error:
+        sys.exit(str(error))
