@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 06 · Fill the pipeline
 #
 # **You will** cut a model into four stages that wait for each other, keep them busy with micro-batches, write the
@@ -47,7 +47,7 @@ from fidle_utils.widgets import pipeline_sliders
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 4}
 # ## One batch, three idle ranks
 #
 # A model that does not fit on one device can be cut across its layers. Each rank holds one *stage* (fr. *étage*):
@@ -57,7 +57,7 @@ from fidle_utils.widgets import pipeline_sliders
 # its forward F, 1 for the gradient of its input B, 1 for the gradient of its weights W. Classic backward does B and
 # W together.
 
-# %% tags=["live"]
+# %%
 guess = predict("One batch goes through four stages and back. Which share of its time does a rank work?",
                 options=["all", "a half", "a quarter"])
 
@@ -65,7 +65,7 @@ guess = predict("One batch goes through four stages and back. Which share of its
 one_batch = schedules.gpipe(n_ranks=4, n_micro_batches=1).simulate()
 plots.plot_schedule(one_batch);
 
-# %% tags=["live"]
+# %%
 reveal(guess, "a quarter", why=f"{one_batch.busy[0]:g} of {one_batch.total:g}: otherwise it waits.")
 
 # %% [markdown] tags=["live"]
@@ -127,7 +127,7 @@ plots.plot_bubble(4, simulated);
 # More micro-batches, less bubble. Why not a thousand? The batch is not endless, a device is slow on tiny pieces,
 # and every piece is two messages at every border. You will pay for all three in the puzzle below.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2.5}
 # ## GPipe on four ranks
 #
 # Now for real. The model is a chain of eight blocks, two for each rank; between blocks travel 64 numbers an image.
@@ -152,7 +152,7 @@ def my_blocks(dtype=torch.float32):
 
 print("my blocks:", ", ".join(my_blocks()._modules))
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # A stage keeps what forward made until backward needs it. It knows nothing of other ranks: messages are your
 # affair.
 
@@ -183,7 +183,7 @@ class Stage:
         self.order.append(("BW", i))
         return h.grad
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # And three ways to talk. An activation has the shape of the images that rank 0 reads, so `like` says what will
 # come. (On GPUs everything goes through `batch_isend_irecv`: with NCCL, do not mix single messages and batched
 # ones.)
@@ -212,7 +212,7 @@ def send_and_receive(tensor, peer, like):
     talk((dist.isend, tensor.contiguous(), peer), (dist.irecv, incoming, peer))
     return incoming
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Here is GPipe. The last rank has no next rank: its backward starts from `weight`, what one micro-batch's loss
 # counts.
 
@@ -230,7 +230,7 @@ def gpipe(stage, inputs, targets, weight):
         if rank > 0:
             send(gradient, rank - 1)
 
-# %% tags=["live"]
+# %%
 guess = predict("8 micro-batches, each with the mean loss of its 8 images, weight 1. The gradients, against "
                 "those of the whole batch:", options=["equal", "8 times too large", "8 times too small"])
 
@@ -264,7 +264,7 @@ for name in ("grad_undivided", "grad_divided"):
 torch.testing.assert_close(torch.cat(ranks["grad_divided"]), reference, rtol=1e-5, atol=1e-7)
 torch.testing.assert_close(torch.stack(ranks["losses"][-1]).mean(), loss.detach(), rtol=1e-5, atol=1e-7)
 
-# %% tags=["live"]
+# %%
 reveal(guess, "8 times too large", why="Backward adds up; the loss of the batch is the *mean* of 8 means.")
 
 # %% [markdown] tags=["live"]
@@ -288,30 +288,30 @@ made = schedules.gpipe(4, 8)
 assert sum(ranks["sent"]) == made.n_messages
 print(f"{sum(ranks['sent'])} messages in all; 2 · m · (p − 1) = {made.n_messages}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## 1F1B: the same bubble, less memory
 #
 # Why wait with the backwards? Micro-batch 0 can go back as soon as it has reached the last rank. *One forward, one
 # backward*: after a few forwards to warm up, every rank alternates, and each backward frees what a forward took.
 
-# %% tags=["live"]
+# %%
 guess = predict("Does 1F1B have a smaller bubble than GPipe?", options=["yes", "no, the same"])
 
 # %% tags=["live"]
 plots.plot_schedules([schedules.gpipe(4, 8).simulate(), schedules.one_f_one_b(4, 8).simulate()]);
 
-# %% tags=["live"]
+# %%
 reveal(guess, "no, the same", why="As much white, elsewhere: p − 1 turns. The gain is memory.")
 
 # %% [markdown] tags=["live"]
 # Count on rank 0 the micro-batches that have gone forward and not yet back: never more than 4. On rank $r$
 # it is $p-r$, with 8 micro-batches or 8000. That is why large trainings use 1F1B and its children.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # What must come out? The loss, the gradients and, after a step of the optimizer, the weights of **one process**, to
 # $10^{-5}$ in single precision and $10^{-8}$ in double.
 
-# %% tags=["live"]
+# %%
 %%ranks
 def flat(tensors):
     return torch.cat([t.detach().flatten() for t in tensors])
@@ -333,7 +333,7 @@ def one_process(dtype, x, y):
     mine = model[rank * size:(rank + 1) * size]
     return loss.detach(), gradients(mine), flat(mine.parameters())
 
-# %% tags=["live"]
+# %%
 %%ranks
 def assert_like_one_process(stage, images, labels, tolerance, m):
     loss, expected, after = one_process(images.dtype, images, labels)
@@ -353,7 +353,7 @@ def assert_like_one_process(stage, images, labels, tolerance, m):
     far = distance(flat(stage.blocks.parameters()), after)
     assert far < tolerance, f"weights {far:.0e} from one process after a step."
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # **Exercise 2.** Write it. Rank $r$ warms up with $p - 1 - r$ forwards. Then, in turn: one forward, one backward;
 # at the end the backwards that are left. You have `send`, `receive`, `send_and_receive`, `rank`, `last` (the last
 # rank) and `stage.forward(i, h, target)`, `stage.backward(i, gradient)`. Start from `gpipe`.
@@ -361,7 +361,7 @@ def assert_like_one_process(stage, images, labels, tolerance, m):
 # Two neighbours that both `send` may wait for each other for ever (gloo: always; NCCL: when messages outgrow its
 # buffers): think of lesson 03.
 
-# %% fidle={"wrong": ["%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    gpipe(stage, inputs, targets, 1 / len(inputs))\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            forward(i)\n            gradient = torch.tensor(1.0, device=device)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / m)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        stage.blocks.zero_grad()\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], last\n    def forward(i):\n        out = stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n        if rank < last:\n            send(out, rank + 1)\n    for i in range(warm_up):\n        forward(i)\n    for i in range(m):\n        if warm_up + i < m:\n            forward(warm_up + i)\n        gradient = receive(rank + 1, like) if rank < last else torch.tensor(1 / m, device=device)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like = len(inputs), inputs[0]\n    for i in range(m):\n        out = stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n        if rank < last:\n            send(out, rank + 1)\n        gradient = receive(rank + 1, like) if rank < last else torch.full_like(out, 1 / m)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m - warm_up):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / m)\n        else:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / 8)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = 8, inputs[0], last - rank\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / m)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        out = stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n        if rank < last:\n            send(out, rank + 1)\n    for i in range(warm_up):\n        forward(i)\n    for i in range(m):\n        if warm_up + i < m:\n            forward(warm_up + i)\n        gradient = receive(rank + 1, like) if rank < last else torch.tensor(1 / m, device=device)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n"]} tags=["exercise", "live"]
+# %% fidle={"wrong": ["%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    gpipe(stage, inputs, targets, 1 / len(inputs))\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            forward(i)\n            gradient = torch.tensor(1.0, device=device)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / m)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        stage.blocks.zero_grad()\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], last\n    def forward(i):\n        out = stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n        if rank < last:\n            send(out, rank + 1)\n    for i in range(warm_up):\n        forward(i)\n    for i in range(m):\n        if warm_up + i < m:\n            forward(warm_up + i)\n        gradient = receive(rank + 1, like) if rank < last else torch.tensor(1 / m, device=device)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like = len(inputs), inputs[0]\n    for i in range(m):\n        out = stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n        if rank < last:\n            send(out, rank + 1)\n        gradient = receive(rank + 1, like) if rank < last else torch.full_like(out, 1 / m)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m - warm_up):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / m)\n        else:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / 8)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = 8, inputs[0], last - rank\n    def forward(i):\n        return stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n    for i in range(warm_up):\n        send(forward(i), rank + 1)\n    for i in range(m):\n        if rank == last:\n            gradient = torch.full_like(forward(i), 1 / m)\n        elif warm_up + i < m:\n            gradient = send_and_receive(forward(warm_up + i), rank + 1, like)\n        else:\n            gradient = receive(rank + 1, like)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n", "%%ranks\ndef one_f_one_b(stage, inputs, targets):\n    m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)\n    def forward(i):\n        out = stage.forward(i, receive(rank - 1, like) if rank > 0 else inputs[i], targets[i])\n        if rank < last:\n            send(out, rank + 1)\n    for i in range(warm_up):\n        forward(i)\n    for i in range(m):\n        if warm_up + i < m:\n            forward(warm_up + i)\n        gradient = receive(rank + 1, like) if rank < last else torch.tensor(1 / m, device=device)\n        gradient = stage.backward(i, gradient)\n        if rank > 0:\n            send(gradient, rank - 1)\n"]} tags=["exercise"]
 %%ranks
 def one_f_one_b(stage, inputs, targets):
     """Forward and backward over all the micro-batches, in the order of 1F1B."""
@@ -372,7 +372,7 @@ def one_f_one_b(stage, inputs, targets):
 # compares with one process. Then it looks at what each rank held. An attempt that hangs is stopped, and you read
 # who waited where.
 
-# %% tags=["check", "live"]
+# %% tags=["check"]
 def test_1f1b(one_f_one_b):
     for m, dtype, tolerance in ((8, torch.float32, 1e-5), (16, torch.float64, 1e-8)):
         images, labels = x.to(device, dtype), y.to(device)
@@ -391,7 +391,7 @@ def test_1f1b(one_f_one_b):
 
 check("one_f_one_b", test_1f1b, hint="warm up, then one forward and one backward in turn", timeout=6)
 
-# %% jupyter={"source_hidden": true} tags=["solution", "live"]
+# %% jupyter={"source_hidden": true} tags=["solution"]
 %%ranks
 def one_f_one_b(stage, inputs, targets):
     m, like, warm_up = len(inputs), inputs[0], min(len(inputs), last - rank)
@@ -416,10 +416,10 @@ def one_f_one_b(stage, inputs, targets):
 # %% jupyter={"source_hidden": true} tags=["solution"]
 check("one_f_one_b", test_1f1b, timeout=6)
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Run it once more, and compare with one process and with the simulator: the numbers, the order, the peak.
 
-# %% tags=["live"]
+# %%
 %%ranks
 stage = Stage(my_blocks(torch.float64))
 one_f_one_b(stage, x.double().chunk(8), y.chunk(8))
@@ -429,7 +429,7 @@ step(stage.blocks)
 far_weights = distance(flat(stage.blocks.parameters()), after)
 print(f"gradients {far:.0e}, weights after a step {far_weights:.0e} from one process; held at most {held}")
 
-# %% tags=["live"]
+# %%
 made = schedules.one_f_one_b(4, 8)
 assert max(ranks["far"] + ranks["far_weights"]) < 1e-8
 assert ranks["order"] == [[operation[:2] for operation in mine] for mine in made.order]
@@ -437,14 +437,14 @@ assert ranks["held"] == made.peak_activations() == [4 - r for r in range(4)]
 held = {"GPipe: m": ranks["held_by_gpipe"], "1F1B: p − r": ranks["held"]}
 plots.plot_peak_activations(held, kind="measured here");
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Interleaved: the same ranks, a finer pipeline
 #
 # The bubble is $p-1$ turns. Make the turns shorter! In *interleaved* 1F1B (fr. *entrelacé*; Narayanan et al., 2021)
 # each rank holds $v$ smaller, *virtual* stages (fr. *étages virtuels*): rank 0 blocks 0 and 4, rank 1 blocks 1 and
 # 5, and so on. A micro-batch goes round the ranks $v$ times.
 
-# %% tags=["live"]
+# %%
 guess = predict("With 2 stages on each rank the bubble, as a share of the ideal time…",
                 options=["stays", "halves", "doubles"])
 
@@ -460,10 +460,10 @@ for v in (2, 4):
           f"{made.n_messages} messages; rank 0 holds {made.peak_activations()[0]:g} micro-batches")
 print(f"1F1B : bubble {3 / 8:.1%}; {schedules.one_f_one_b(4, 8).n_messages} messages; rank 0 holds 4")
 
-# %% tags=["live"]
+# %%
 reveal(guess, "halves", why="(p − 1)/(v·m). The price: about v times the messages, and more activations.")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3.5}
 # ## Zero bubble: backward is two things
 #
 # A linear layer computes $y = x\,w^\top$. From the gradient $g$ of $y$, backward makes two gradients, and they have
@@ -473,7 +473,8 @@ reveal(guess, "halves", why="(p − 1)/(v·m). The price: about v times the mess
 # - **W**, the gradient of the *weights*: nobody waits for it until the optimizer steps.
 #
 # So W can be put off, and fill a bubble (Qi et al., 2024).
-#
+
+# %% [markdown]
 # **Exercise 3.** Write both for a linear layer: `x` is (rows, inputs), `weight` (outputs, inputs), `g` (rows,
 # outputs).
 
@@ -588,13 +589,13 @@ for name in ("1F1B", "ZB-H1", "ZB-H2"):
 # program lets some micro-batches start before their message has come round from the last rank, ours makes them all
 # wait. (`tests/test_schedules.py` reproduces all the twelve rows of the paper, both ways.)
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## PyTorch's own pipelines
 #
 # You need not write the sends. `torch.distributed.pipelining` takes stages and a schedule. `step` gives the whole
 # batch to the first stage and the targets to the last.
 
-# %% tags=["live"]
+# %%
 %%ranks
 from torch.distributed import pipelining
 from torch.distributed.pipelining import PipelineStage
@@ -619,11 +620,11 @@ def run_pytorch(schedule, stage_numbers, n_stages, sleep=0.0, m=8):
         pipeline.step(*given, **wanted)
     return stages, losses, events
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Five schedules, each against one process: the gradient of every block, and the mean of the losses. PyTorch divides
 # by the number of micro-batches itself (`scale_grads=True`).
 
-# %% tags=["live"]
+# %%
 %%ranks
 p = world_size
 SCHEDULES = {                                   # name → (schedule, my stages, stages in all)
@@ -635,7 +636,7 @@ SCHEDULES = {                                   # name → (schedule, my stages,
     "ZB-V": (pipelining.ScheduleZBVZeroBubble, [rank, 2 * p - 1 - rank], 2 * p),
 }
 
-# %% tags=["live"]
+# %%
 %%ranks
 torch.manual_seed(0)
 model = residual_chain(8).to(device, torch.float64)
@@ -651,20 +652,20 @@ for name, (schedule, numbers, n_stages) in SCHEDULES.items():
     assert far < 1e-8
     print(f"{name:24} {far:.0e} from one process")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ### Measured beside simulated
 #
 # Are they as fast as the simulator says? Four ranks that compute on two cores cannot tell: they wait for a core. So
 # the stages **sleep**: each F, B and W lasts 25 ms, and a sleeping rank needs no core. This is an *emulation* (fr.
 # *émulation*) of four devices. PyTorch's order, its messages and its waiting are real.
 
-# %% tags=["live"]
+# %%
 %%ranks
 recorded = {}
 for name in ("1F1B", "interleaved 1F1B", "ZB-H1", "ZB-V"):
     recorded[name] = run_pytorch(*SCHEDULES[name], sleep=0.025)[2]
 
-# %% tags=["live"]
+# %%
 from fidle_utils.measure.pipeline import measured_simulation
 
 compared = {}
@@ -677,7 +678,7 @@ for name in ranks["recorded"][0]:
           f"{measured.total / simulated.total - 1:+.1%}; bubble {measured.bubble_of_total:.1%} "
           f"and {simulated.bubble_of_total:.1%} of the total")
 
-# %% tags=["live"]
+# %%
 plots.plot_measured_schedule(*compared["1F1B"]);
 
 # %%
@@ -725,7 +726,7 @@ reveal(guess, "no" if gains[1] < 0 else "yes",
 #
 # Move everything yourself. (Where nobody can, one state is shown.)
 
-# %% tags=["live"]
+# %%
 pipeline_sliders("1F1B", ranks=4, micro_batches=8, communication=0.2)
 
 # %% [markdown]
@@ -1137,18 +1138,18 @@ for row in ramp:
 # - PyTorch documentation,
 #   [*torch.distributed.pipelining*](https://docs.pytorch.org/docs/stable/distributed.pipelining.html).
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("8 stages, 1F1B. From 32 to 64 micro-batches, each of the same size. The memory of activations…",
              options=["doubles", "stays the same", "halves"])
 q2 = predict("1F1B instead of GPipe, same sizes. The step is…",
              options=["faster", "as fast, with fewer activations", "slower"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "stays the same",
        why="p − r in flight on rank r, whatever m is. (Cut the same batch finer, and it halves.)")
 reveal(q2, "as fast, with fewer activations", why="p − 1 turns of bubble in both.")

@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 07 · Combine parallelisms
 #
 # **You will** arrange four ranks as a grid, data in one direction and pipeline in the other; then eight as a cube,
@@ -38,10 +38,10 @@ from fidle_utils import plots, ranks
 from fidle_utils.reference import table
 from fidle_utils.teach import check, predict, reveal
 
-# %% tags=["live"]
+# %%
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1}
 # ## Three ways to cut a training step
 #
 # | | what is cut | who talks, when | what is sent |
@@ -54,17 +54,17 @@ from fidle_utils.teach import check, predict, reveal
 # bubbles. Tensor parallelism needs a fast link. So large trainings combine them. At IDRIS, *hybrid* (fr.
 # *parallélisme hybride*) is data × pipeline, and *3D* adds tensor.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Four ranks, a grid
 #
 # A *mesh* (fr. *maillage*) gives every rank coordinates: here (stage, data share). `init_device_mesh` numbers
 # the ranks row by row, the last coordinate first, and makes a process group for each row and each column.
 
-# %% tags=["live"]
+# %%
 guess = predict("A mesh of 2 stages × 2 data shares. Rank 2 shares its weights with…",
                 options=["rank 0", "rank 1", "rank 3"])
 
-# %% tags=["live"]
+# %%
 %%ranks
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -82,20 +82,22 @@ def all_groups(groups_of_ranks):
     names = groups_of_ranks[0]
     return {name: sorted({tuple(mine[name]) for mine in groups_of_ranks}) for name in names}
 
+
+# %%
 reveal(guess, "rank 3", why="Ranks 2 and 3 hold stage 1: the same layers, for two shares of the data.")
 plots.plot_grid(all_groups(ranks["groups"]));
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Down a column, micro-batches go through a pipeline. Along a row, the two holders of a stage average their gradients,
 # as in lesson 04, and **nobody else** takes part in that average.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## A hybrid step, by hand
 #
 # The model: two stages of the same shape. (64 outputs, of which the ten digits use ten. Equal shapes make a mistake
 # give wrong numbers, which we can look at, rather than a hang.) The pipeline is GPipe, as you wrote it in lesson 06.
 
-# %% tags=["live"]
+# %%
 %%ranks
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -120,7 +122,7 @@ def truth(x, y):
     cross_entropy(model[1](model[0](x)), y).backward()
     return gradient(model[stage]), gradient(model[1 - stage])
 
-# %% tags=["live"]
+# %%
 %%ranks
 def pipeline(model, micro_batches, loss_of):
     """GPipe over my pipeline group: gradients add up in p.grad of my stage. Returns the sum of the losses."""
@@ -144,12 +146,12 @@ def pipeline(model, micro_batches, loss_of):
             dist.send(x.grad, group=pp, group_dst=0)
     return sum(h.detach() for _, h in done) if stage == 1 else None
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # **Exercise 1.** Complete the step. Every rank holds the whole batch `x, y`. Afterwards `p.grad` of *my stage* is the
 # gradient of the mean loss over the whole batch, and no image was computed twice. You have `replica` (my data share:
 # 0 or 1), `pp`, `dp`, `pipeline` and `cross_entropy`.
 
-# %% tags=["exercise", "live"] fidle={"wrong": ["%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad)\n        p.grad /= world_size\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=pp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= world_size\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        pass\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y))\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(world_size)[rank], y.chunk(world_size)[rank]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    pass\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = [(x, y)]\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y))\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n"]}
+# %% tags=["exercise"] fidle={"wrong": ["%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad)\n        p.grad /= world_size\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=pp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= world_size\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        pass\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y))\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(world_size)[rank], y.chunk(world_size)[rank]\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    pass\n    micro_batches = zip(x.chunk(n_micro), y.chunk(n_micro))\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y) / n_micro)\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n", "%%ranks\ndef hybrid_step(model, x, y, n_micro):\n    x, y = x.chunk(2)[replica], y.chunk(2)[replica]\n    micro_batches = [(x, y)]\n    pipeline(model, micro_batches, lambda h, y: cross_entropy(h, y))\n    for p in model.parameters():\n        dist.all_reduce(p.grad, group=dp)\n        p.grad /= 2\n"]}
 %%ranks
 def hybrid_step(model, x, y, n_micro):
     """My share of the batch, in n_micro micro-batches through the pipeline; then agree on the gradients."""
@@ -158,7 +160,7 @@ def hybrid_step(model, x, y, n_micro):
 # %% [markdown]
 # The check compares with the gradients of the whole model over the whole batch, which each rank computes alone.
 
-# %% tags=["check", "live"]
+# %% tags=["check"]
 def test_hybrid(hybrid_step):
     from fidle_utils.measure import count_communication
     (x, y), model = batch(), new_stages()[stage]
@@ -196,11 +198,11 @@ def hybrid_step(model, x, y, n_micro):
 # %% tags=["solution"] jupyter={"source_hidden": true}
 check("hybrid_step", test_hybrid)
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # The whole training step now: loss, gradients, and the weights after one step of AdamW. Each rank also does it alone,
 # with the whole model and the whole batch. How far are they apart, relative to the size of what is compared?
 
-# %% tags=["live"]
+# %%
 %%ranks
 def far(mine, theirs):
     """The relative distance of two tensors."""
@@ -211,7 +213,7 @@ def after_adamw(model):
     torch.optim.AdamW(model.parameters(), lr=1e-3).step()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-# %% tags=["live"]
+# %%
 %%ranks
 def step_and_compare(dtype):
     (x, y), stages, model = batch(dtype), new_stages(dtype), new_stages(dtype)[stage]
@@ -242,9 +244,11 @@ def show_equal(single, double):
         print(f"{name}: {said}   (tolerance {tolerance:.0e})")
         assert max(worst.values()) <= tolerance
 
+
+# %%
 show_equal(ranks["single"], ranks["double"])
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # **A 2 × 2 grid takes the step of one process.** Nothing but rounding is left, in single and in double precision.
 
 # %% [markdown]
@@ -270,12 +274,13 @@ n_gpus, tp, pp, dp = (bloom[name] for name in ("n_gpus", "tp", "pp", "dp"))
 print(f"BLOOM (published): {n_gpus} GPUs = tensor {tp} × pipeline {pp} × data {dp}")
 print(f"batch {bloom['global_batch']} = micro {bloom['micro_batch']} × {n_micro} micro-batches × data {dp}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2.5}
 # ## Eight ranks, a cube
 #
 # Add tensor parallelism: 2 stages × 2 data shares × 2 tensor shares. The order of the names in the mesh is the order
 # of the digits: with (pp, dp, tp), rank = (pp · 2 + dp) · 2 + tp.
-#
+
+# %% [markdown]
 # **Exercise 2.** Write all the groups, as lists of ranks, for any sizes. A group holds the ranks that differ in one
 # coordinate only. (*All* groups: `new_group` must be called by every rank for every group, in the same order, as in
 # lesson 03.)
@@ -394,7 +399,7 @@ def share(mesh):
     n, mine = mesh["dp"].size(), mesh.get_local_rank("dp")
     return x.chunk(n)[mine], y.chunk(n)[mine]
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # The comparison, for all that follows: one process does the same step, and we compare the loss, the gradients that
 # this rank holds, and its weights after one step of AdamW. A weight cut by DTensor is put together first
 # (`full_tensor`).
@@ -422,7 +427,7 @@ def compare(loss, model, dtype):
         torch.optim.AdamW(part.parameters(), lr=1e-3, foreach=False).step()
     return differences | {"weights after the step": differ(lambda p: p.detach())}
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # `foreach=False`: AdamW handles the weights one by one. Its faster loops over lists refuse a list of plain tensors
 # and DTensors together, which we are about to have.
 #
@@ -477,7 +482,7 @@ class Pipeline:
             gradient /= dp.size()
         return torch.stack(losses).mean() if losses else gradient.new_zeros(())
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Only the last stage knows its loss. To print it on every rank, it goes to the mean along `dp`, then from the last
 # stage to the others along `pp`.
 
@@ -572,7 +577,7 @@ for name in ("mlp.0.weight", "mlp.2.weight", "mlp_norm.weight"):
 # one (the mesh says `dp` first), which is what `_StridedShard`, a name of DTensor's own, notes. The norm is whole on
 # both tensor ranks, and cut by FSDP only.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ### Pipeline × data × tensor
 #
 # Each stage cuts its blocks along `tp` before the pipeline takes it. One more line, no more.
@@ -599,16 +604,16 @@ show_equal(ranks["single"], ranks["double"])
 # **Eight ranks, three parallelisms, the step of one process.** No rank computed with more than half of the blocks,
 # half of their matrices and half of the batch.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Who sends how much?
 #
 # The first step also tells the stages each other's shapes, so we count the second.
 
-# %% tags=["live"]
+# %%
 guess = predict("In which group does a rank of this mesh send most bytes?",
                 options=["pipeline", "data", "tensor"])
 
-# %% tags=["live"]
+# %%
 %%ranks
 from fidle_utils.measure import count_communication
 
@@ -620,11 +625,11 @@ with count_communication() as counted:
 
 held = sum(t.to_local().nbytes if isinstance(t, DTensor) else t.nbytes for t in pipeline.model.parameters())
 
-# %% tags=["live"]
+# %%
 plots.plot_group_bytes(ranks["counted"])
 reveal(guess, "tensor", why="It talks at every block of every micro-batch, in both passes.")
 
-# %% tags=["live"]
+# %%
 ranks["counted"][0]
 
 # %% [markdown]
@@ -673,7 +678,7 @@ check(bytes_by_group, test_bytes)
 expected = [bytes_by_group(2, 4 * 32 * 32 * 4, 4, 2, 2, held) for held in ranks["held"]]
 plots.plot_group_bytes(ranks["counted"], expected, title="Counted, and by the formula");
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 4.5}
 # ## What if tensor parallelism leaves the node?
 #
 # A real case: BLOOM, 176 billion parameters, trained on Jean Zay in 2022 with tensor 4 × pipeline 12 × data 8. What
@@ -725,7 +730,7 @@ reveal(guess, bloom_sends["tp"] / 1e9 / links["A100: Omni-Path"], why="More than
 #
 # The ratio NVLink : network is what changes from machine to machine:
 
-# %% tags=["live"]
+# %%
 for node in ("A100", "H100"):
     inside, outside = (speed for link, speed in links.items() if link.startswith(node))
     print(f"{node} node of Jean Zay: NVLink {inside:g} GB/s, network {outside:g} GB/s for a GPU: "
@@ -1250,18 +1255,18 @@ plots.plot_drops(factors, {"untrained router": [dropped(before, f) for f in fact
 # 9. PyTorch, [*torchtitan*](https://github.com/pytorch/torchtitan), `torchtitan/distributed/parallel_dims.py`: its
 #    meshes.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("A mesh (pp 4, dp 2, tp 8) on nodes of eight GPUs. Inside the node live…",
              options=["the pipeline groups", "the data groups", "the tensor groups"])
 q2 = predict("Micro-batch 1, 16 micro-batches, mesh (pp 4, dp 2, tp 8). Samples in a step:",
              options=["16", "32", "1024"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "the tensor groups", why="The last dimension has neighbouring ranks, and there are eight of them.")
 reveal(q2, "32", why="1 × 16 × 2: only data shares multiply.")
 

@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 08 · Shard the states
 #
 # **You will** find out where the memory of a training step goes, write the three stages of ZeRO over plain data
@@ -46,14 +46,14 @@ from fidle_utils.widgets import memory_calculator
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Where does the memory go?
 #
 # A training step holds the *parameters* (fr. *paramètres*), a *gradient* for each of them, what the *optimizer*
 # (fr. *optimiseur*) remembers, and the *activations* (fr. *activations*) that backward will need. Call Ψ the number of
 # parameters. AdamW remembers two numbers for each: the mean gradient *m*, and the mean of its square *v*.
 
-# %% tags=["live"]
+# %%
 guess = predict("The parameters take 1 GB in fp32. Parameters, gradients and AdamW's states together take…",
                 options=["2 GB", "3 GB", "4 GB"])
 
@@ -84,7 +84,7 @@ with memory_ledger(gpt, optimizer) as first:
 with memory_ledger(gpt, optimizer) as second:
     train_step(gpt, optimizer, ids)
 
-# %% tags=["live"]
+# %%
 psi = ranks.run(lambda: gpt.num_parameters())[0]
 ledger = ranks["second"][0]
 for part, n_bytes in {"parameters": 4, "gradients": 4, "optimizer states": 8}.items():
@@ -123,7 +123,7 @@ plots.plot_memory_over_time(ranks["second"][0]);
 # %% [markdown]
 # Gradients arrive while activations leave. So the peak is less than the sum of the bars; the figure before marks it.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Sixteen bytes for each parameter
 #
 # Large models are trained in *mixed precision* (fr. *précision mixte*): weights and gradients in bf16, two bytes each.
@@ -158,7 +158,8 @@ print(f"a model of 7.5 billion parameters: {7.5e9 * 16 / 1e9:.0f} GB before the 
 
 # %% [markdown] tags=["live"]
 # **2 + 2 + 12 = 16 bytes.** Three quarters of them are the optimizer's. 120 GB, and a device has 16 to 192 GB.
-#
+
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## Three stages
 #
 # With *n* ranks, why should each hold all? ZeRO gives each rank the care of one piece of what is copied:
@@ -172,11 +173,12 @@ plots.plot_who_holds_what(n_ranks=4);
 # - **Stage 3** (P_os+g+p): and it keeps the weights of its piece only. The others are fetched when a layer needs them.
 #
 # A piece of a tensor on one rank is a *shard* (fr. *fragment*).
-#
+
+# %% [markdown]
 # **Exercise 1.** How many GB of model states does a rank hold? `billions` is Ψ in 10⁹; 2 + 2 + 12 bytes; GB are
 # decimal, 10⁹ bytes.
 
-# %% tags=["exercise", "live"] fidle={"wrong": ["def gb_per_rank(billions, n, stage):\n    return billions * 16 / (n if stage else 1)\n", "def gb_per_rank(billions, n, stage):\n    return billions * (2 + 2 / (n if stage >= 2 else 1) + 12 / (n if stage >= 1 else 1))\n", "def gb_per_rank(billions, n, stage):\n    optimizer = 12 / n if stage >= 1 else 12\n    gradients = 2 / n if stage >= 2 else 2\n    parameters = 2 / n if stage >= 3 else 2\n    return billions * 1e9 * (parameters + gradients + optimizer) / 2**30\n", "def gb_per_rank(billions, n, stage):\n    optimizer = 8 / n if stage >= 1 else 8\n    gradients = 4 / n if stage >= 2 else 4\n    parameters = 4 / n if stage >= 3 else 4\n    return billions * (parameters + gradients + optimizer)\n", "def gb_per_rank(billions, n, stage):\n    optimizer = 12 / n if stage == 1 else 12\n    gradients = 2 / n if stage == 2 else 2\n    parameters = 2 / n if stage == 3 else 2\n    return billions * (parameters + gradients + optimizer)\n"]}
+# %% tags=["exercise"] fidle={"wrong": ["def gb_per_rank(billions, n, stage):\n    return billions * 16 / (n if stage else 1)\n", "def gb_per_rank(billions, n, stage):\n    return billions * (2 + 2 / (n if stage >= 2 else 1) + 12 / (n if stage >= 1 else 1))\n", "def gb_per_rank(billions, n, stage):\n    optimizer = 12 / n if stage >= 1 else 12\n    gradients = 2 / n if stage >= 2 else 2\n    parameters = 2 / n if stage >= 3 else 2\n    return billions * 1e9 * (parameters + gradients + optimizer) / 2**30\n", "def gb_per_rank(billions, n, stage):\n    optimizer = 8 / n if stage >= 1 else 8\n    gradients = 4 / n if stage >= 2 else 4\n    parameters = 4 / n if stage >= 3 else 4\n    return billions * (parameters + gradients + optimizer)\n", "def gb_per_rank(billions, n, stage):\n    optimizer = 12 / n if stage == 1 else 12\n    gradients = 2 / n if stage == 2 else 2\n    parameters = 2 / n if stage == 3 else 2\n    return billions * (parameters + gradients + optimizer)\n"]}
 def gb_per_rank(billions, n, stage):
     """GB of parameters, gradients and optimizer states on one of n ranks, in ZeRO stage 0, 1, 2 or 3."""
     ...
@@ -185,7 +187,7 @@ def gb_per_rank(billions, n, stage):
 # The check asks for the 54 cells of Table 1 of the paper: three models, three stages, six numbers of ranks. The paper
 # rounds, and cuts some digits off: 1.2 % or 1 GB are allowed.
 
-# %% tags=["check", "live"]
+# %% tags=["check"]
 def test_table(gb_per_rank):
     def right(row):
         computed = gb_per_rank(row["parameters_billion"], row["n_ranks"], row["zero_stage"])
@@ -218,11 +220,12 @@ plots.plot_zero_table(table("zero_table1"), device_gb=32);
 # Dots: the paper's 54 cells, for 7.5, 128 and 1000 billion parameters. Lines: 4 + 12/n, 2 + 14/n and 16/n bytes. Stages 1
 # and 2 flatten out: however many ranks, 4 bytes (or 2) for each parameter stay. Only stage 3 falls without end. On 1024
 # ranks it holds a thousand billion parameters in less than 16 GB each.
-#
+
+# %% [markdown]
 # Now your own model. Move the sliders until it fits. (The paper calls 31.4 GB of 32 a fit. That leaves nothing for
 # activations: the calculator keeps a fifth of the memory free, and you can move that too.)
 
-# %% tags=["live"]
+# %%
 memory_calculator(billions=7.5, n_ranks=64)
 
 # %% [markdown]
@@ -729,7 +732,7 @@ plots.plot_gathered({"ZeRO-3, by hand": ranks["stages"][0][3][2]}, whole=2 * psi
 #
 # (At the update, the fp32 gradients of my pieces exist for a moment: 4Ψ/n bytes more. The paper's 16 leaves them out.)
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2.5}
 # ## FSDP2: the same, by the library
 #
 # `fully_shard` (FSDP: *fully sharded data parallel*, fr. *parallélisme de données entièrement fragmenté*) does stage 3 to
@@ -762,11 +765,11 @@ whole_gradient = torch.cat([p.grad.full_tensor().flatten() for p in fsdp.paramet
 p = fsdp.blocks[0].mlp[0].weight
 print(f"{type(p).__name__} of {tuple(p.shape)}, here {tuple(p.to_local().shape)}, {p.placements}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Each parameter is now a `DTensor` (lesson 05), cut along its first dimension. `full_tensor()` gathers it: we compare
 # the gradient with that of one process on all the texts.
 
-# %% tags=["live"]
+# %%
 %%ranks
 alone = small_gpt()
 loss = backward(alone, texts)
@@ -774,13 +777,13 @@ expected = torch.cat([p.grad.flatten() for p in alone.parameters()])
 torch.testing.assert_close(whole_gradient, expected, atol=1e-6, rtol=0)
 far = (whole_gradient - expected).abs().max().item()
 
-# %% tags=["live"]
+# %%
 print(f"largest difference between FSDP2's gradient and one process's: {max(ranks['far']):.0e}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ### What is gathered, and when
 
-# %% tags=["live"]
+# %%
 guess = predict("5 groups of weights: 4 blocks, and the rest. How many all_gather in a step?",
                 unit="calls")
 
@@ -792,7 +795,7 @@ loss = backward(fsdp, mine)
 # %% tags=["live"]
 plots.plot_timeline(ranks.timeline);
 
-# %% tags=["live"]
+# %%
 events = ranks.timeline.events
 calls = events[events["rank"] == 0].what.value_counts()
 reveal(guess, int(calls["all_gather"]), why="One for each group before its forward, and again before its "
@@ -1331,17 +1334,17 @@ for name in ("reduced", "kept_whole"):
 #    on Jean Zay, whose bf16 optimizer is equivalent to stage 1.
 # 7. DeepSpeed, [*ZeRO stage 1 with reduced communication*](https://www.deepspeed.ai/2020/03/17/reduce-scatter.html), 2020.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("AdamW in mixed precision: bytes of model states for each parameter?", unit="bytes")
 q2 = predict("Compared with data parallelism, ZeRO-2 sends…",
              options=["less", "the same", "half as much again"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, 16, why="2 + 2 + 12: the master weight, m and v, in fp32.")
 reveal(q2, "the same", why="reduce_scatter and all_gather: together, an all_reduce.")
 

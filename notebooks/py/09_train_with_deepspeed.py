@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 09 · Train with DeepSpeed
 #
 # **You will** train one small GPT through DeepSpeed's stages 0, 1, 2 and 3, measure what each line of its
@@ -47,7 +47,7 @@ from fidle_utils.teach import check, predict, reveal
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 5}
 # ## Three lines of a training loop
 #
 # DeepSpeed, born at Microsoft in 2020, is a library around one idea, ZeRO: ranks that do data
@@ -71,7 +71,7 @@ from fidle_utils.deepspeed_setup import import_deepspeed
 deepspeed = import_deepspeed(device)
 print(f"DeepSpeed {deepspeed.__version__} on {deepspeed.accelerator.get_accelerator().device_name()}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # Here is the text that our GPT reads, and a first configuration: a plain dict (or a JSON file).
 # `torch_adam` takes PyTorch's AdamW: DeepSpeed would compile its own.
 
@@ -183,12 +183,12 @@ tolerance = 1e-5 if ranks["device"][0].type == "cpu" else 1e-3      # GPUs add i
 torch.testing.assert_close(ranks["losses"][0].cpu(), alone, atol=tolerance, rtol=0)
 print(f"largest difference with one process {(ranks['losses'][0].cpu() - alone).abs().max():.0e}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## One field: the stage
 #
 # Now the same cell for stages 1, 2 and 3. Nothing else changes.
 
-# %% tags=["live"]
+# %%
 guess = predict("The largest difference between stages 0 and 3, in losses and weights, is…",
                 options=["about 1e-2", "about 1e-4", "under 1e-6"])
 
@@ -213,13 +213,15 @@ for stage in (1, 2, 3):
     for what, values in (("losses", ranks["curves"][0]), ("weights", ranks["weights"][0])):
         torch.testing.assert_close(values[stage], values[0], atol=tolerance, rtol=0)
         print(f"stage {stage}, {what}: largest difference {(values[stage] - values[0]).abs().max():.0e}")
+
+# %%
 reveal(guess, "under 1e-6", why="ZeRO shards what is stored, not what is computed.")
 
 # %% [markdown]
 # (A detail: with AdamW's usual `eps` of 1e-8, one tensor would differ by 1e-5: the bias of the keys. Softmax ignores
 # it, so its gradient is zero but for rounding, and Adam divides this rounding by its own size. Our `eps` is 1e-6.)
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## Count the bytes that a rank keeps
 #
 # In training, each parameter costs 16 bytes in mixed precision (fr. *précision mixte*): 2 for itself in bf16, 2 for
@@ -244,7 +246,7 @@ def measure(config):
 def in_bf16(config):
     return {**config, "bf16": {"enabled": True}}
 
-# %% tags=["live"]
+# %%
 guess = predict("Stage 3 on four ranks, bf16: how many bytes of weights does a rank keep for each parameter?",
                 unit="bytes")
 
@@ -259,10 +261,12 @@ n_parameters = sum(p.numel() for p in new_gpt().parameters())
 
 # %% tags=["live"]
 held, n_parameters = ranks["held"][0], ranks["n_parameters"][0]
-reveal(guess, held["stage 3"]["parameters"] / n_parameters,
-       why="Its quarter of 2 bytes, and yet a whole copy: tensors under 100,000 numbers stay whole.")
 formulas = {"stage 0": 16, "stage 1": 4 + 12 / 4, "stage 2": 2 + 14 / 4, "stage 3": 16 / 4}
 plots.plot_held_bytes(held, n_parameters, formulas);
+
+# %%
+reveal(guess, held["stage 3"]["parameters"] / n_parameters,
+       why="Its quarter of 2 bytes, and yet a whole copy: tensors under 100,000 numbers stay whole.")
 
 # %% [markdown] tags=["live"]
 # Dots are ZeRO's formulas on four ranks: 16, then 4 + 12/4, 2 + 14/4 and 16/4 bytes for each parameter. Two bars miss
@@ -271,7 +275,7 @@ plots.plot_held_bytes(held, n_parameters, formulas);
 # `stage3_param_persistence_threshold` is 100,000 by default, and all our tensors are smaller. With large layers it only
 # keeps norms and biases whole, which saves many small messages. With 0, the measure meets the formula.
 
-# %% tags=["live"]
+# %%
 for name in ("stage 0", "stage 2", "stage 3, nothing kept whole"):
     total = sum(n_bytes for part, n_bytes in held[name].items() if part != "buckets") / n_parameters
     formula = formulas[name.split(",")[0]]
@@ -342,14 +346,14 @@ reveal(guess, "2 only", why="Stage 2 keeps only its share, so it must reduce at 
 # shares are kept whole by both), for a reduction in **every** micro-batch. With long accumulation, stage 1 sends
 # less.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3.5}
 # ## Count the bytes that a rank sends
 #
 # ZeRO's paper counts in units of Ψ, the bytes of the gradients (each times (n−1)/n, which nears 1 with more ranks):
 # 2Ψ for plain data parallelism and for stages 1 and 2, 3Ψ for stage 3, which gathers the weights in forward, and
 # again in backward.
 
-# %% tags=["live"]
+# %%
 guess = predict("DeepSpeed, stage 2, its defaults: a rank sends…", options=["1 Ψ", "2 Ψ", "3 Ψ"])
 
 # %% tags=["live"]
@@ -370,9 +374,11 @@ calls = {name: c.calls() for name, c in counted.items()}
 
 # %% tags=["live"]
 sent, calls = ranks["sent"][0], ranks["calls"][0]
-reveal(guess, "3 Ψ", why="It all_reduces the gradients (2 Ψ), then gathers the new weights (1 Ψ).")
 published = {"stage 0": 2, "stage 1": 2, "stage 2": 2, "stage 3": 3}
 plots.plot_sent_bytes(sent, calls, published);
+
+# %%
+reveal(guess, "3 Ψ", why="It all_reduces the gradients (2 Ψ), then gathers the new weights (1 Ψ).")
 
 # %% [markdown] tags=["live"]
 # Three fields explain the figure:
@@ -451,7 +457,7 @@ reveal(guess, ranks["rows"][0][0][1] / 1e9, why="500 million numbers of 4 bytes,
 # Five configurations that people really write. `try_config` builds an engine, takes one step, and says
 # "trains", or what DeepSpeed says.
 
-# %% tags=["live"]
+# %%
 %%ranks
 def try_config(config):
     try:
@@ -460,7 +466,7 @@ def try_config(config):
         return f"{type(error).__name__}: {error}"
     return "trains"
 
-# %% tags=["live"]
+# %%
 base = {"train_micro_batch_size_per_gpu": 4, "zero_force_ds_cpu_optimizer": False,
         "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True}}}
 clipped = {"type": "AdamW", "params": {"lr": 3e-3, "torch_adam": True, "max_grad_norm": 0.5}}
@@ -475,7 +481,7 @@ broken = {
 for name, config in broken.items():
     print(f"{name} · {ranks.run(lambda config: try_config(config), config)[0]}\n")
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # These are DeepSpeed's own words; each says what to do, once you can read it. What their authors meant:
 #
 # - **A**: two accumulation steps of 4 sequences a rank. The batch size is what is wrong.
@@ -487,7 +493,7 @@ for name, config in broken.items():
 # **Exercise 1.** For each, give what to change: a dict, field → new value. A dot goes inside:
 # `"zero_optimization.stage": 1`. `None` removes a field.
 
-# %% tags=["live"]
+# %%
 def changed(config, changes):
     """A copy of a configuration with fields set, or removed where the value is None."""
     config = copy.deepcopy(config)
@@ -501,7 +507,7 @@ def changed(config, changes):
             del place[name]
     return config
 
-# %% tags=["exercise", "live"] fidle={"wrong": ["repairs = {'A': {'gradient_accumulation_steps': 1}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 16, 'gradient_accumulation_steps': 1}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None, 'bf16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.stage': 3}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None}}"]}
+# %% tags=["exercise"] fidle={"wrong": ["repairs = {'A': {'gradient_accumulation_steps': 1}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 16, 'gradient_accumulation_steps': 1}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None, 'bf16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer': None}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.stage': 3}, 'E': {'optimizer.params.max_grad_norm': None, 'gradient_clipping': 0.5}}", "repairs = {'A': {'train_batch_size': 32}, 'B': {'fp16': None}, 'C': {'zero_optimization.overlap_communication': None, 'zero_optimization.overlap_comm': True}, 'D': {'zero_optimization.offload_optimizer.ratio': None}, 'E': {'optimizer.params.max_grad_norm': None}}"]}
 repairs = {
     "A": ...,
     "B": ...,
@@ -513,7 +519,7 @@ repairs = {
 # %% [markdown]
 # The check trains with each repaired configuration, on the ranks, and looks whether its author would be content.
 
-# %% tags=["check", "live"]
+# %% tags=["check"]
 def test_repairs(repairs):
     fixed = {name: changed(config, repairs[name]) for name, config in broken.items()}
     zero = {name: config.get("zero_optimization", {}) for name, config in fixed.items()}
@@ -1213,7 +1219,7 @@ torch.testing.assert_close(resumed, uninterrupted, atol=tolerance, rtol=0)
 print(f"four ranks, uninterrupted: {uninterrupted.tolist()}\n two ranks, resumed:       {resumed.tolist()}")
 folder.cleanup()
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## From the notebook to a job
 #
 # The whole lesson in one cell, with two new ranks: what a script needs, and no more.
@@ -1351,17 +1357,17 @@ folder.cleanup()
 # - Jean Zay's nodes and links: IDRIS, *Programmation hybride* v4.0 (2024) and the poster *Democratizing LLM
 #   Fine-Tuning* (2025); BLOOM's start script: BigScience, `tr11-176B-ml.slurm`.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("Stages 0 and 3 give equal losses. So the configuration does what plain PyTorch does.",
              options=["true", "false"])
 q2 = predict("Long gradient accumulation on a slow network: which stage sends less?", options=["1", "2"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "false", why="Both clip, by default. Compare with one process.")
 reveal(q2, "1", why="Stage 2 reduces in every micro-batch, stage 1 once.")
 

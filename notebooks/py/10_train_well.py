@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 10 · Train well
 #
 # **You will** enlarge a batch until training breaks, and repair it; make four runs ill and diagnose four others from
@@ -50,7 +50,7 @@ os.environ["TORCH_FR_BUFFER_SIZE"] = "200"      # the ranks will remember their 
 # %% tags=["live"]
 %ranks 4
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## The batch grows with the ranks
 #
 # Every rank wants work. Keep the share of a rank, double the ranks, and the *global batch* (fr. *lot global*)
@@ -101,7 +101,7 @@ def test_error(batch, rate_after, seed, optimizer_of=sgd):
     with torch.no_grad():
         return 100 * (model(x_test).argmax(1) != y_test).float().mean().item()
 
-# %% tags=["live"]
+# %%
 guess = predict("Batch 16 leaves about 3.5 % of errors. Batch 256, as many epochs, the same learning rate: "
                 "how many?", unit="%")
 
@@ -126,9 +126,12 @@ for recipe, by_batch in measured.items():
     print(f"{recipe:16}", *(f"{batch}: {statistics.mean(errors):4.1f} ± {statistics.stdev(errors):4.1f}  "
                             for batch, errors in by_batch.items()))
 
-# %% tags=["live"]
+# %%
 reveal(guess, statistics.mean(measured["unscaled"][256]), why="Sixteen times fewer steps of the same length.")
+
+# %% tags=["live"]
 plots.plot_batch_sizes(measured, table("goyal_minibatch"));
+
 
 # %% [markdown] tags=["live"]
 # Left, you; right, their table. The same story at two sizes:
@@ -620,16 +623,16 @@ reveal(guess, 4, why="A sum with NaN is NaN. A step later all weights are, and w
 # A NaN that always comes from the same rank is its data, or its GPU. A NaN on all ranks at once is the learning rate,
 # or fp16.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Fourth illness: the straggler
 #
 # Rank 2 is slow (fr. *retardataire*): a GPU that overheats, a data loader that starves.
 
-# %% tags=["live"]
+# %%
 guess = predict("Rank 2 needs 60 ms more for its step. Which rank waits the least?",
                 options=["rank 0", "rank 2", "all wait alike"])
 
-# %% tags=["live"]
+# %%
 %%ranks --timeline
 import time
 
@@ -641,19 +644,19 @@ for _ in range(2):
     for p in model.parameters():
         dist.all_reduce(p.grad)
 
-# %% tags=["live"]
+# %%
 plots.plot_timeline(ranks.timeline);
 
-# %% tags=["live"]
+# %%
 reveal(guess, "rank 2", why="All the others sit in their first all_reduce until it comes.")
 ranks.timeline.summary()
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # The steps of all the ranks have the same length: looking at step times, you find nobody. **The slow rank is the one
 # that never waits.** During BLOOM's training one slow GPU took the whole machine of 384 from about 149 to 141 TFLOP/s;
 # without such a log, they found its node by leaving out three nodes at a time.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 4}
 # ## Four patients
 #
 # Here is what to write in a log, for each rank and step: its own loss, how long it waited for the others, and a
@@ -1426,7 +1429,7 @@ reveal(guess, "more than 100 %", why="Sharded over 64 GPUs, states leave room: f
 # %% [markdown]
 # And the A100s' 18 % is no fault of theirs: it is the network between their nodes. Lesson 11 tells that story.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Before you burn 10 000 GPU hours
 #
 # 1. **One GPU** first: the loss falls, the profile has no hole (lesson 02), the memory fits with room to spare.
@@ -1495,18 +1498,18 @@ folder.cleanup()
 # - O. Russakovsky et al., *ImageNet Large Scale Visual Recognition Challenge*, 2015,
 #   [arXiv:1409.0575](https://arxiv.org/abs/1409.0575): the number of images.
 
-# %% [markdown] tags=["live"]
+# %% [markdown]
 # ## Quiz
 #
 # Answer each, then run the next cell.
 
-# %% tags=["live"]
+# %%
 q1 = predict("You go from 4 to 16 GPUs, each with its share as before. The learning rate…",
              options=["stays", "doubles", "is multiplied by 4, after a warm-up"])
 q2 = predict("All steps are slow. Three ranks wait 60 ms a step, one does not wait. Who is slow?",
              options=["the three", "the one"])
 
-# %% tags=["live"]
+# %%
 reveal(q1, "is multiplied by 4, after a warm-up",
        why="The global batch is four times larger: linear scaling.")
 reveal(q2, "the one", why="It never waits: the others wait for it.")

@@ -15,7 +15,7 @@
 #     name: python3
 # ---
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 0.5}
 # # 11 · Choose a strategy
 #
 # **You will** plan trainings before they run: will it fit, how fast, how many GPU hours, how much energy. Then you will
@@ -36,7 +36,7 @@ from fidle_utils.reference import table
 from fidle_utils.teach import check, predict, reveal
 from fidle_utils.widgets import planner_controls
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 2}
 # ## A path to follow
 #
 # Ask in this order, and stop as soon as it fits and is fast. Each step costs more communication, or more code.
@@ -53,7 +53,7 @@ from fidle_utils.widgets import planner_controls
 #
 # At each step **count first, run second**. A node hour spent on an out-of-memory error is a node hour.
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## A plan of a real training
 #
 # BLOOM: 176 billion parameters, trained in 2022 on 48 nodes of Jean Zay, 384 A100. Its team used tensor 4, pipeline 12,
@@ -454,7 +454,7 @@ slow = search("Qwen2.5 32B", "Jean Zay A100 (2025 logs)", 64, 128, SOFTWARE["tod
               by_degrees=True, best=4)
 print(f"InfiniBand\n{fast}\n\nOmni-Path, as logged in 2025\n{slow}")
 
-# %% [markdown] tags=["live"]
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## In practice
 #
 # - Plan, then measure three candidates for 50 steps each. The plan removes the 500 others.
