@@ -36,7 +36,7 @@ from fidle_utils.reference import table
 from fidle_utils.teach import check, predict, reveal
 from fidle_utils.widgets import planner_controls
 
-# %% [markdown] tags=["live"] fidle={"minutes": 2}
+# %% [markdown]
 # ## A path to follow
 #
 # Ask in this order, and stop as soon as it fits and is fast. Each step costs more communication, or more code.
@@ -53,7 +53,7 @@ from fidle_utils.widgets import planner_controls
 #
 # At each step **count first, run second**. A node hour spent on an out-of-memory error is a node hour.
 
-# %% [markdown] tags=["live"] fidle={"minutes": 3}
+# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## A plan of a real training
 #
 # BLOOM: 176 billion parameters, trained in 2022 on 48 nodes of Jean Zay, 384 A100. Its team used tensor 4, pipeline 12,
@@ -454,7 +454,7 @@ slow = search("Qwen2.5 32B", "Jean Zay A100 (2025 logs)", 64, 128, SOFTWARE["tod
               by_degrees=True, best=4)
 print(f"InfiniBand\n{fast}\n\nOmni-Path, as logged in 2025\n{slow}")
 
-# %% [markdown] tags=["live"] fidle={"minutes": 1.5}
+# %% [markdown]
 # ## In practice
 #
 # - Plan, then measure three candidates for 50 steps each. The plan removes the 500 others.
@@ -464,7 +464,7 @@ print(f"InfiniBand\n{fast}\n\nOmni-Path, as logged in 2025\n{slow}")
 # - Plan 15 % more hours than the plan: BLOOM needed that. Save checkpoints often enough that a dead node costs minutes.
 # - Use the fewest GPUs that finish in time: the same training on twice as many rarely costs the same hours.
 
-# %% [markdown]
+# %% [markdown] tags=["live"] fidle={"minutes": 5}
 # ## The closing quiz
 #
 # **Exercise 4.** One number for each question, from the whole course. Compute where you can.
@@ -478,10 +478,10 @@ print(f"InfiniBand\n{fast}\n\nOmni-Path, as logged in 2025\n{slow}")
 # - `g`: 8 GPUs take 100 s for an epoch, 64 take 16 s. The efficiency of the larger run, from 0 to 1?
 # - `h`: 70 billion parameters, 2 trillion tokens: how many FLOPs, by the rule of 6?
 
-# %% fidle={"wrong": ["quiz = dict(a=2, b=16, c=1.5, d=0.25, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=4, c=1.5, d=0.25, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=3, d=0.25, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.2, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=4, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=2, f=3/4, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=2, f=4/3, g=6.25, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=2, f=4/3, g=0.78125, h=1.4e23)"]} tags=["exercise"]
+# %% fidle={"wrong": ["quiz = dict(a=2, b=16, c=1.5, d=0.25, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=4, c=1.5, d=0.25, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=3, d=0.25, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.2, e=2, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=4, f=4/3, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=2, f=3/4, g=0.78125, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=2, f=4/3, g=6.25, h=8.4e23)", "quiz = dict(a=1.75, b=16, c=1.5, d=0.25, e=2, f=4/3, g=0.78125, h=1.4e23)"]} tags=["exercise", "live"]
 quiz = dict(a=..., b=..., c=..., d=..., e=..., f=..., g=..., h=...)
 
-# %% tags=["check"]
+# %% tags=["check", "live"]
 ANSWERS = {
     "a": (2 * 7 / 8, "2(n−1)/n · S, whatever the algorithm that sends least (lessons 03 and 04)."),
     "b": (16, "2 for the parameter, 2 for its gradient, 12 for Adam: fp32 copy and two moments (lesson 08)."),
