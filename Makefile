@@ -2,16 +2,18 @@
 #   CPU=1             take the small CPU-only torch from PyTorch's own index (read when .venv is first made)
 #   PYTHON=python3.12 the Python to make .venv with
 #   ARGS=--no-browser more arguments for JupyterLab or pytest
+#   EXECUTE=          `make book` without running the lessons that changed
 #   RUN=bash          what `make slurm` runs instead of JupyterLab
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help lab live slurm slides test lint pair bench lock clean
+.PHONY: help lab live slurm slides book test lint pair bench lock clean
 
 READY := .venv/.ready
 PY := .venv/bin/python
 UV ?= uv
 TORCH ?= 2.13.0
+EXECUTE ?= 1
 CPU_INDEX := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 # JupyterLab refuses to run as root unless told; in a container root is all there is.
 ALLOW_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -36,6 +38,12 @@ slurm: $(READY)  ## The lab beside a Slurm of two virtual nodes (as root; RUN=ba
 slides: $(READY) slides/node_modules/.ready  ## Draw the figures and write the slides to build/slides (needs Node.js and Chromium)
 	$(PY) slides/draw.py
 	$(PY) slides/build.py build/slides
+
+book: $(READY)  ## Write the executed course as pages to build/book (EXECUTE= runs no lesson)
+	$(PY) book/pages.py build/book-work $(if $(EXECUTE),,--no-execute)
+	rm -rf build/book
+	$(PY) -m sphinx -q -W --keep-going -E -d build/book-work/doctrees -c book build/book-work/source build/book
+	@echo "build/book/index.html is the first page"
 
 test: $(READY)  ## Run the tests of the package, then every notebook, on two cores
 	$(PY) -m pytest -n 2 --dist loadscope $(ARGS)
