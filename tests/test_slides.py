@@ -12,12 +12,12 @@ import pytest
 matplotlib.use("agg")
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "slides"))
-import build  # noqa: E402
 import decks  # noqa: E402
 import draw  # noqa: E402
 from figure_helpers import said_by  # noqa: E402
 from test_browser import CHROMIUM, FLAGS  # noqa: E402
 
+import build  # noqa: E402
 from fidle_utils.classroom import live_path  # noqa: E402
 
 DECKS = decks.all_decks()
@@ -121,7 +121,7 @@ def pages(tmp_path_factory):
     return folder
 
 
-MEASURE = """() => [...document.querySelectorAll('section[id]')].map(section => {
+MEASURE = """([smallestBody, smallest]) => [...document.querySelectorAll('section[id]')].map(section => {
     const frame = section.getBoundingClientRect(), scale = frame.width / 1280, found = [];
     const inside = (box, what) => {
         if (box.width && (box.left < frame.left - 2 || box.right > frame.right + 2 ||
@@ -134,19 +134,19 @@ MEASURE = """() => [...document.querySelectorAll('section[id]')].map(section => 
         inside(box, node.tagName + ' ' + node.textContent.slice(0, 30));
         lowest = Math.max(lowest, box.bottom);
         const size = parseFloat(getComputedStyle(node).fontSize);
-        if (node.textContent.trim() && size < %d) found.push(`${size} px: ` + node.textContent.slice(0, 30));
+        if (node.textContent.trim() && size < smallestBody) found.push(`${size} px: ` + node.textContent.slice(0, 30));
     }
     if (footer) {
         const box = footer.getBoundingClientRect();
         inside(box, 'footer');
         if (lowest > box.top + 1) found.push('runs into its footer');
-        if (parseFloat(getComputedStyle(footer).fontSize) < %d) found.push('its footer is too small');
+        if (parseFloat(getComputedStyle(footer).fontSize) < smallest) found.push('its footer is too small');
         if (box.height / scale > 44) found.push('its footer has more than two lines');
     }
     for (const image of section.querySelectorAll('img'))
         if (!image.complete || !image.naturalWidth) found.push('no image ' + image.src);
     return [section.id, found];
-})""" % (SMALLEST_BODY_PIXELS, SMALLEST_PIXELS)
+})"""
 
 
 @pytest.mark.parametrize("deck", DECKS, ids=lambda deck: deck.name)
@@ -161,7 +161,7 @@ def test_nothing_overflows_and_nothing_is_fetched(pages, deck, size):
         page.on("request", lambda request: asked.append(request.url))
         page.goto((pages / f"{deck.name}.html").as_uri())
         page.wait_for_load_state("load")
-        measured = page.evaluate(MEASURE)
+        measured = page.evaluate(MEASURE, [SMALLEST_BODY_PIXELS, SMALLEST_PIXELS])
         browser.close()
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
     assert len(measured) == len(deck.slides)
