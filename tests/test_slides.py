@@ -134,7 +134,8 @@ MEASURE = """([smallestBody, smallest]) => [...document.querySelectorAll('sectio
         inside(box, node.tagName + ' ' + node.textContent.slice(0, 30));
         lowest = Math.max(lowest, box.bottom);
         const size = parseFloat(getComputedStyle(node).fontSize);
-        if (node.textContent.trim() && size < smallestBody) found.push(`${size} px: ` + node.textContent.slice(0, 30));
+        if (node.textContent.trim() && size < smallestBody)
+            found.push(`${size} px: ` + node.textContent.slice(0, 30));
     }
     if (footer) {
         const box = footer.getBoundingClientRect();
