@@ -1,8 +1,12 @@
-"""The exercises of the course, read from its notebooks: what each is called, and which cells solve it."""
+"""The exercises of the course: what each is called, and which cells solve it.
+
+They are read from notebooks/py, which no learner edits: a notebook that was changed, copied or half deleted
+leaves them as they are.
+"""
 
 import ast
 import functools
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,44 +22,58 @@ class Exercise:
     variables: frozenset
     solutions: tuple
 
+    def is_solved_by(self, source):
+        """True if this cell is one of the solution's, whatever its spaces and comments."""
+        return meaning(source) in map(meaning, self.solutions)
 
-def titles(folder=NOTEBOOKS):
+
+@functools.cache
+def titles(folder=NOTEBOOKS / "py"):
     """Lesson → its title, "Split the data", in order."""
     found = {}
-    for path, cells in _notebooks(folder):
-        heading = _source(cells[0]).splitlines()[0]
-        found[path.stem] = heading.partition("·")[2].strip() or heading.strip("# ")
+    for path in _lessons(folder):
+        heading = re.search(r"^# # (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        found[path.stem] = heading.partition("·")[2].strip() or heading
     return found
 
 
 @functools.cache
-def exercises(folder=NOTEBOOKS):
+def exercises(folder=NOTEBOOKS / "py"):
     """Name of an exercise → Exercise, in the order of the lessons."""
     found = {}
-    for path, cells in _notebooks(folder):
-        stub, check = None, None
-        solutions = {}
-        for cell in cells:
-            tags = cell["metadata"].get("tags", [])
+    for path in _lessons(folder):
+        stub, name, solutions = "", None, {}
+        for tags, source in code_cells(path):
             if "exercise" in tags:
-                stub, check = _source(cell), None
+                stub, name = source, None
             elif "check" in tags:
-                check = checked(_source(cell))
-                solutions[check] = (stub, [])
-            elif "solution" in tags and check:
-                solutions[check][1].append(_source(cell).strip())
-        for name, (stub, cells_of_it) in solutions.items():
-            found[name] = Exercise(name, path.stem, frozenset(defined(stub)), tuple(cells_of_it))
+                name = checked(source)
+                solutions[name] = (stub, [])
+            elif "solution" in tags and name:
+                solutions[name][1].append(source)
+        for name, (stub, cells) in solutions.items():
+            found[name] = Exercise(name, path.stem, frozenset(defined(stub)), tuple(cells))
     return found
 
 
-def _notebooks(folder):
-    for path in sorted(Path(folder).glob("[0-9][0-9]_*.ipynb")):
-        yield path, json.loads(path.read_text(encoding="utf-8"))["cells"]
+def _lessons(folder):
+    return sorted(Path(folder).glob("[0-9][0-9]_*.py"))
 
 
-def _source(cell):
-    return "".join(cell["source"])
+def code_cells(path):
+    """Return (tags, source) of each code cell of a lesson in jupytext's percent format."""
+    parts = re.split(r"^# %%(.*)\n", Path(path).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return [
+        (re.findall(r'"([^"]+)"', "".join(re.findall(r"tags=(\[.*?\])", options))), source.strip())
+        for options, source in zip(parts[::2], parts[1::2], strict=True)
+        if "[markdown]" not in options
+    ]
+
+
+def meaning(source):
+    """The parsed code of a cell; its text where it is no Python."""
+    tree = _parsed(source)
+    return ast.dump(tree) if tree.body else source.strip()
 
 
 def checked(source):

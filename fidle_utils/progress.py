@@ -1,12 +1,12 @@
 """A learner's progress: what `check` said of each exercise, kept in one file on this machine.
 
-`progress.json` lies in the course's folder, or in ~/.local/share/fidle where that cannot be written;
-FIDLE_PROGRESS names another file, or is "off". Nothing leaves the machine: `save("your name")` writes a copy
-that you may send, `python -m fidle_utils.progress export class/*.json -o class.csv` makes a table of many.
+`progress.json` lies in the course's folder, or in ~/.local/share/fidle where that is not yours or cannot
+be written; FIDLE_PROGRESS names another file, or is "off". Nothing leaves the machine. `save("your name")`
+writes a copy to send; `python -m fidle_utils.progress export class/*.json -o class.csv` makes a table.
 
 States: *to do* → *tried* (an answer, not right yet) → *solution shown* or *solved*. An own right answer after
 the solution was run is *solved after the solution*. Solved stays solved. *Run All* runs the solutions, so it
-shows them and solves nothing.
+shows them and solves nothing. A solution that is only read, or copied by hand into the stub, is not noticed.
 """
 
 import contextlib
@@ -15,6 +15,9 @@ import os
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock
+from IPython import get_ipython
 
 from fidle_utils.exercises import NOTEBOOKS, defined, exercises, titles
 
@@ -25,11 +28,17 @@ TODO, TRIED, SHOWN, SOLVED, AFTER = (
     "to do", "tried", "solution shown", "solved", "solved after the solution"
 )  # fmt: skip
 _STATES = (TODO, TRIED, SHOWN, AFTER, SOLVED)
+_LOCK_SECONDS = 5  # then write all the same: a lesson does not wait for a lock that nobody gives back
+_ran = []  # (source, tags) of each cell of this notebook, since `check` was imported
 _trouble = []  # why nothing is kept, said once by `show`
 
 
 class ProgressError(ValueError):
-    """A file that is not one of ours; says why."""
+    """A file that cannot be read as progress; says why."""
+
+
+class NewerError(ProgressError):
+    """A file of a later version of the course: whole, but not ours to write."""
 
 
 # ------------------------------------------------------------------------------------------------- the file
@@ -42,8 +51,10 @@ def path():
         return None
     if named:
         return Path(named).expanduser()
-    if os.access(NOTEBOOKS.parent, os.W_OK):
-        return NOTEBOOKS.parent / "progress.json"
+    course = NOTEBOOKS.parent
+    mine = not hasattr(os, "getuid") or course.stat().st_uid == os.getuid()
+    if mine and os.access(course, os.W_OK):  # a folder that a group shares would mix its learners
+        return course / "progress.json"
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser() / "fidle" / "progress.json"
 
@@ -51,25 +62,33 @@ def path():
 def load(file=None):
     """Return the progress in a file, by default the learner's own: {} if there is none.
 
-    Raises ProgressError for a file that is not whole.
+    Raises ProgressError for a file that is not whole, OSError for one that cannot be read at all.
     """
     file = Path(file) if file else path()
     if file is None or not file.exists():
         return {}
+    text = file.read_bytes()
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        assert content["schema"] == SCHEMA, f"schema {content['schema']!r}; this version reads {SCHEMA}"
-        kept = content["exercises"]
-        good = all(entry["state"] in _STATES and entry["last"] for entry in kept.values())
-        assert good, "an exercise without a state that we know"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ProgressError(f"{file} is not a whole progress file: {error or type(error).__name__}") from None
+        content = json.loads(text)
+        schema, kept = content["schema"], content["exercises"]
+        whole = all(map(_is_entry, kept.values())) and isinstance(content.get("name", ""), str)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProgressError(f"{file} is not a whole progress file: {error!r}") from None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerError(f"{file} was written by a newer version of the course: update this one.")
+    if schema != SCHEMA or not whole:
+        raise ProgressError(f"{file} is not a whole progress file: an entry is missing or unknown.")
     return content
+
+
+def _is_entry(entry):
+    times = isinstance(entry["first"], str) and isinstance(entry["last"], str)
+    return entry["state"] in _STATES and isinstance(entry["tries"], int) and times
 
 
 def _put_aside(file):
     """A damaged file is kept under another name, and we begin anew."""
-    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     aside = file.with_name(f"{file.stem}.damaged-{now}.json")
     os.replace(file, aside)
     _trouble.append(f"{file.name} was damaged: it is kept as {aside.name}, and a new one was begun.")
@@ -77,13 +96,14 @@ def _put_aside(file):
 
 @contextlib.contextmanager
 def _alone(file):
-    """Two notebooks may write at once: one after the other, where the file system can tell them apart."""
-    with open(file.with_suffix(".lock"), "w") as lock:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """Two notebooks may write at once: one after the other, where the file system can lock."""
+    lock = FileLock(file.with_suffix(".lock"), timeout=_LOCK_SECONDS)
+    with contextlib.suppress(OSError, NotImplementedError):  # also filelock.Timeout
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _write(file, content):
@@ -100,50 +120,58 @@ def _write(file, content):
 # ------------------------------------------------------------------------------------- what a check says
 
 
-def note(name, verdict, cells=None):
+def note(name, verdict, ran=None):
     """Keep what `check` said, "to do", "wrong" or "right", of the exercise `name`. Never raises.
 
-    `cells`: the sources run so far, the current one last; by default those of this notebook. Where no front
-    end sent the cell (nbval, nbclient, a script) nobody learns, and nothing is kept.
+    `ran`: (source, tags) of the cells run so far, the current one last; by default those of this notebook.
+    Where no front end sent the cell (nbval, nbclient, a script) nobody learns, and nothing is kept.
     """
     try:
         file = path()
-        if cells is None:
-            cells = _cells_of_a_learner()
-        if file is None or cells is None or verdict == TODO or name not in exercises():
+        if ran is None and _front_end_sent_this():
+            ran = _ran
+        if file is None or ran is None or verdict == TODO or name not in exercises():
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         with _alone(file):
             try:
                 content = load(file)
+            except NewerError:
+                raise
             except ProgressError:
                 _put_aside(file)
                 content = {}
             content = {"schema": SCHEMA, "exercises": {}} | content
             before = content["exercises"].get(name, {})
-            content["exercises"][name] = _next(before, verdict, _is_solution(exercises()[name], cells))
+            content["exercises"][name] = _next(before, verdict, _is_solution(exercises()[name], ran))
             _write(file, content)
     except Exception as error:  # a lesson goes on without it
         _trouble.append(f"Progress is not kept: {error}. FIDLE_PROGRESS can name another file.")
 
 
-def _cells_of_a_learner():
-    """The sources of the cells run so far if a front end sent this one, else None."""
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "get_parent"):
-        return None
-    sent = shell.get_parent().get("metadata", {}).get("cellId") or os.environ.get("JPY_SESSION_NAME")
-    return list(shell.history_manager.input_hist_raw) if sent else None
+def _sent():
+    """What the front end said of the running cell: JupyterLab and VS Code send its id and metadata."""
+    parent = getattr(get_ipython(), "get_parent", dict)()
+    return (parent or {}).get("metadata", {})
 
 
-def _is_solution(exercise, cells):
-    """True if the last cell that defined the checked answer was a solution."""
-    for source in reversed(cells):
-        if exercise.variables & defined(source):
-            return source.strip() in exercise.solutions
-    return bool(cells) and cells[-1].strip() in exercise.solutions
+def _front_end_sent_this():
+    return bool(_sent().get("cellId") or os.environ.get("JPY_SESSION_NAME"))
+
+
+def _remember(info):
+    _ran.append((info.raw_cell or "", _sent().get("tags", ())))
+
+
+def _is_solution(exercise, ran):
+    """True if the last cell that defined the checked answer was a solution.
+
+    The stub holds an own answer, even one that reads like ours: a short exercise has no other. Only where no
+    tag came with the cell are the sources compared.
+    """
+    defining = [cell for cell in ran if exercise.variables & defined(cell[0])]
+    source, tags = defining[-1] if defining else ("", ())
+    return "solution" in tags or ("exercise" not in tags and exercise.is_solved_by(source))
 
 
 def _next(before, verdict, from_solution):
@@ -180,27 +208,38 @@ def show(lesson=None):
 
     try:
         rows = table()
-    except ProgressError as error:
+    except (OSError, ProgressError) as error:
         rows = table({})
         _trouble.append(str(error))
     notes = list(dict.fromkeys(_trouble))
     _trouble.clear()
     if path() is not None:
         notes.append(f"Kept in {path()}, on this machine only.")
+    if lesson is None:
+        notes.append('For your teacher: progress.save("your name") writes a copy to send.')
     display(rows, lesson, notes)
 
 
-def save(name, folder="."):
-    """Write your progress, with your name in it, to progress_NAME.json: a file to send to your teacher."""
-    word = "_".join(part for part in "".join(c if c.isalnum() else " " for c in name).split())
+def save(name, folder=None):
+    """Write your progress, with your name in it, to progress_NAME.json: a file to send to your teacher.
+
+    It goes to this folder, or to your home where you cannot write here.
+    """
+    word = "_".join("".join(c if c.isalnum() else " " for c in name).split())
     if not word:
         raise ValueError('save("your name"): a name has letters')
+    folder = Path(folder or ("." if os.access(".", os.W_OK) else Path.home()))
     content = {"schema": SCHEMA, "exercises": {}} | load() | {"name": name}
-    file = Path(folder) / f"progress_{word}.json"
-    _write(file, content)
-    print(f"{file}: {name}, and the state, tries and times of {len(content['exercises'])} exercises.")
+    file = folder.resolve() / f"progress_{word}.json"
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    n = len(content["exercises"])
+    what = f"state, tries, first and last time of {n} exercise{'s' * (n != 1)}"
+    print(f"{file}\nIn it: the name {name}; {what}.")
     return file
 
+
+if get_ipython() is not None:
+    get_ipython().events.register("pre_run_cell", _remember)
 
 if __name__ == "__main__":
     import sys

@@ -1,6 +1,7 @@
 """A class's progress in one table: python -m fidle_utils.progress export class/*.json -o class.csv."""
 
 import argparse
+import glob
 import sys
 from pathlib import Path
 
@@ -21,10 +22,10 @@ def class_table(files):
             content = progress.load(file)
             if not content:
                 raise progress.ProgressError(f"{file} does not exist")
-        except progress.ProgressError as error:
+        except (OSError, progress.ProgressError) as error:
             complaints.append(str(error))
             continue
-        name = content.get("name") or file.stem
+        name = _name(content) or str(file.with_suffix(""))
         last = max((entry["last"] for entry in content["exercises"].values()), default="")
         if name in learners:
             complaints.append(f"two files of {name}: the one worked on last counts")
@@ -40,6 +41,11 @@ def class_table(files):
         rows[learner] = {"solved": solved, "solution shown": shown, "tries": tries, "last": last, **states}
     head = ["solved", "solution shown", "tries", "last", *columns.values()]
     return pd.DataFrame.from_dict(rows, orient="index", columns=head).rename_axis("learner"), complaints
+
+
+def _name(content):
+    """The learner's name on one line; a spreadsheet would compute what begins with one of =+-@."""
+    return " ".join(content.get("name", "").split()).lstrip("=+-@ ")
 
 
 def per_exercise(frame):
@@ -67,7 +73,8 @@ def main(arguments):
     export.add_argument("files", nargs="+", metavar="FILE.json")
     export.add_argument("-o", "--out", metavar="class.csv", help="write the table there")
     asked = parser.parse_args(arguments)
-    frame, complaints = class_table(asked.files)
+    files = [file for name in asked.files for file in sorted(glob.glob(name)) or [name]]  # for Windows
+    frame, complaints = class_table(files)
     print(*complaints, sep="\n", end="\n" * bool(complaints), file=sys.stderr)
     if frame.empty:
         print("no progress file could be read", file=sys.stderr)
@@ -76,6 +83,6 @@ def main(arguments):
     mean = frame["solved"].mean()
     print(f"\n{len(frame)} learners; on average {mean:.1f} of {len(exercises())} exercises are solved")
     if asked.out:
-        frame.to_csv(asked.out)
+        frame.to_csv(asked.out, encoding="utf-8-sig")  # so that Excel reads é
         print(f"the table: {asked.out}")
     return 0

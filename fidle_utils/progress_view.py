@@ -18,18 +18,18 @@ def display(rows, lesson, notes):
     from fidle_utils.teach import _publish
 
     if lesson is None:
-        header, lines, foot = _all_lessons(rows)
+        header, lines, foot, coming = *_all_lessons(rows), None
     else:
-        header, lines, foot = _one_lesson(rows, lesson)
-    plain = [_plain(line, lines) for line in lines] + [foot, *notes]
-    body = "".join(f"<tr>{''.join(f'<td>{_html(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    head = "".join(f"<th>{name}</th>" for name in header)
+        header, lines, foot, coming = _one_lesson(rows, lesson)
+    then = f" Next: {_words(coming)}." if coming else ""
+    plain = [_plain(line, lines) for line in lines] + [foot + then, *notes]
+    then = f" Next: {_html(coming)}." if coming else ""
+    left = "style='text-align: left'"
+    body = "".join(f"<tr>{''.join(f'<td {left}>{_html(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    head = "".join(f"<th {left}>{name}</th>" for name in header)
     small = "".join(f"<div style='opacity: .75'>{html.escape(note)}</div>" for note in notes)
-    rich = (
-        f"<style>.fidle-progress td, .fidle-progress th {{ text-align: left !important; }}</style>"
-        f"<table class='fidle-progress'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"<p>{html.escape(foot)}</p>{small}"
-    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    rich = f"{table}<p>{html.escape(foot)}{then}</p>{small}"
     _publish({"text/plain": "\n".join(plain), "text/html": rich})
 
 
@@ -52,13 +52,18 @@ def _plain(line, lines):
     return "  ".join(_words(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
+def _linked(lesson):
+    """A cell: number and title of a lesson, with a link to it."""
+    return f"{lesson[:2]} · {titles()[lesson]}", None, f"{lesson}.ipynb"
+
+
 def _is_solved(state):
     return state.startswith("solved")
 
 
 def _all_lessons(rows):
     lines = []
-    for lesson, title in titles().items():
+    for lesson in titles():
         states = [state for name, _, _, state in rows if name == lesson]
         solved = sum(map(_is_solved, states))
         others = [
@@ -68,7 +73,7 @@ def _all_lessons(rows):
         ]
         mark = "solved" if states and solved == len(states) else "to do"
         count = (f"{solved} of {len(states)}", mark, None)
-        lines.append([(f"{lesson[:2]} · {title}", None, f"{lesson}.ipynb"), count, ", ".join(others)])
+        lines.append([_linked(lesson), count, ", ".join(others)])
     solved = sum(_is_solved(state) for *_, state in rows)
     return ("lesson", "solved", ""), lines, f"{solved} of {len(rows)} exercises solved."
 
@@ -81,8 +86,6 @@ def _one_lesson(rows, lesson):
     lines = [[(exercise, state, None), state] for exercise, state in mine]
     left = [exercise for exercise, state in mine if not _is_solved(state)]
     everything = list(titles())
-    coming = everything[everything.index(names[0]) + 1 :][:1]
+    coming = everything[everything.index(names[0]) + 1 :][:1]  # none after the last
     foot = f"Left here: {', '.join(left)}." if left else "All exercises of this lesson are solved."
-    if coming:
-        foot += f" Next: {coming[0][:2]} · {titles()[coming[0]]}."
-    return ("exercise", ""), lines, foot
+    return ("exercise", ""), lines, foot, _linked(coming[0]) if coming else None

@@ -1,6 +1,7 @@
 """What a learner does: JupyterLab in a real browser, cells run by keyboard, the stop button, an exercise.
 
-`FIDLE_SCREENSHOTS=folder make test ARGS=tests/test_browser.py` keeps a picture of the end of each test.
+`FIDLE_SCREENSHOTS=folder make test ARGS=tests/test_browser.py` keeps a picture of the end of each test;
+`.ci/run` keeps them in build/screenshots.
 """
 
 import json
@@ -48,6 +49,7 @@ class Lab:
         here = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
                 "IPYTHONDIR": "ipython"}  # fmt: skip
         env = dict(os.environ, **{name: str(home / folder) for name, folder in here.items()})
+        env["FIDLE_PROGRESS"] = str(home / "progress.json")
         self.server = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -71,9 +73,13 @@ class Page:
     def __init__(self, page, lab, name):
         self.page = page
         page.goto(f"{lab.url}/tree/notebooks/{name}?token=learner&reset")
-        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-        page.get_by_text(re.compile(r"\(ipykernel\) \| Idle")).wait_for(timeout=60_000)  # in the status bar
-        page.wait_for_timeout(1000)  # the notebook is laid out once more
+        self.ready()
+
+    def ready(self):
+        """Wait until the notebook and its kernel are there."""
+        self.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        self.page.get_by_text(re.compile(r"\(ipykernel\) \| Idle")).wait_for(timeout=60_000)  # status bar
+        self.page.wait_for_timeout(1000)  # the notebook is laid out once more
 
     def cell(self, index):
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
@@ -102,11 +108,11 @@ class Page:
         self.page.keyboard.press("Escape")
 
     def index_of(self, text):
-        """The number of the first cell whose source holds `text`."""
-        cells = self.page.locator(".jp-Notebook .jp-Cell")
-        return next(
-            i for i in range(cells.count()) if text in cells.nth(i).locator(".cm-content").inner_text()
+        """The number of the first cell whose source holds `text`; a folded source is not seen."""
+        sources = self.page.locator(".jp-Notebook .jp-Cell").evaluate_all(
+            "cells => cells.map(cell => cell.querySelector('.cm-content')?.innerText ?? '')"
         )
+        return next(i for i, source in enumerate(sources) if text in source)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,7 @@ def open_notebook(chromium, tmp_path, request):
     yield open_it
     for thing in reversed(opened):
         if hasattr(thing, "screenshot") and (folder := os.environ.get("FIDLE_SCREENSHOTS")):
-            thing.screenshot(path=Path(folder) / f"{request.node.name}.png")
+            thing.screenshot(path=Path(folder) / f"{request.node.name}.png")  # makes the folder
         thing.close()
 
 

@@ -7,19 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from fidle_utils import progress, progress_class, teach
-from fidle_utils.exercises import checked, defined, exercises, titles
+from fidle_utils.exercises import checked, code_cells, defined, exercises, titles
 
 ROOT = Path(__file__).parents[1]
 STUB = "%%ranks\ndef average_gradients(model):\n    ..."
 OWN = "%%ranks\ndef average_gradients(model):\n    pass  # my own"
-CHECK = 'check("average_gradients", test_average)'
+CHECK = 'check("average_gradients", test_average, hint="sum, then divide")'
 NAME = "average_gradients"
 
 
-def solution():
-    return exercises()[NAME].solutions[0]
+def ran(*sources, name=NAME):
+    """(source, tags) as JupyterLab sends them."""
+    solutions = exercises()[name].solutions
+    return [(s, ["solution"] if s in solutions else [] if "check(" in s else ["exercise"]) for s in sources]
 
 
 @pytest.fixture
@@ -71,6 +74,13 @@ def test_what_a_cell_defines():
     assert defined("%ranks 4\n!ls") == set() and defined("no python here") == set()
 
 
+def test_a_solution_is_known_whatever_its_spaces_and_comments():
+    exercise = exercises()["bubbles"]
+    assert all(exercise.is_solved_by(source.replace("\n", "  # mine\n")) for source in exercise.solutions)
+    assert not exercise.is_solved_by("def bubbles(p, m):\n    return 3, 4")
+    assert not exercise.is_solved_by("not python")
+
+
 # ----------------------------------------------------------------------------------------------- states
 
 
@@ -96,15 +106,40 @@ def test_states(file, steps, expected, tries):
             cells = [STUB, CHECK, *exercises()[NAME].solutions]
         elif cells == "check again":  # the stub's check, after the solution defined the answer
             cells = [STUB, *exercises()[NAME].solutions, CHECK]
-        progress.note(NAME, verdict, cells)
+        progress.note(NAME, verdict, ran(*cells))
     assert state(file) == expected
     kept = progress.load(file).get("exercises", {}).get(NAME, {})
     assert kept.get("tries", 0) == tries
     assert not kept or kept["first"] <= kept["last"]
 
 
+@pytest.mark.parametrize(
+    "lesson", sorted((ROOT / "notebooks" / "py").glob("[0-9]*.py")), ids=lambda path: path.stem
+)
+@pytest.mark.parametrize("sends_tags", [True, False])
+def test_run_all_solves_nothing_in_any_lesson(file, lesson, sends_tags):
+    """Every cell in order: the stub's check says "to do", each check of a solution "right"."""
+    cells = []
+    for tags, source in code_cells(lesson):
+        cells.append((source, tags if sends_tags else ()))
+        if name := checked(source):
+            progress.note(name, "right" if "solution" in tags else "to do", cells)
+    states = {name: entry["state"] for name, entry in progress.load(file).get("exercises", {}).items()}
+    mine = {name for name, exercise in exercises().items() if exercise.lesson == lesson.stem}
+    assert states == dict.fromkeys(mine, "solution shown") and not progress._trouble
+
+
+def test_an_own_answer_may_read_like_ours_where_the_front_end_sends_tags(file):
+    answer, check = exercises()[NAME].solutions
+    progress.note(NAME, "right", [(answer, ()), (check, ())])
+    assert state(file) == "solution shown"
+    file.unlink()
+    progress.note(NAME, "right", [(answer, ["exercise", "live"]), (check, ["check"])])
+    assert state(file) == "solved"
+
+
 def test_what_is_no_exercise_of_the_course_is_not_kept(file):
-    progress.note("my own thing", "right", ["x"])
+    progress.note("my own thing", "right", ran("x"))
     assert not file.exists()
 
 
@@ -117,22 +152,50 @@ def test_without_a_front_end_nothing_is_kept(file):
 
 
 def test_a_damaged_file_is_put_aside_and_said(file, monkeypatch):
-    for damage in ("{", "[]", '{"schema": 1, "exercises": {"a": {}}}', '{"schema": 9, "exercises": {}}'):
+    for damage in (
+        "\xff{",
+        "{",
+        "[]",
+        '{"schema": 1, "exercises": {"a": {}}}',
+        '{"schema": 0, "exercises": {}}',
+    ):
         file.parent.mkdir(exist_ok=True)
         file.write_text(damage)
         with pytest.raises(progress.ProgressError, match="not a whole progress file"):
             progress.load(file)
     monkeypatch.setattr(progress, "_trouble", [])
-    progress.note(NAME, "right", [OWN, CHECK])
+    progress.note(NAME, "right", ran(OWN, CHECK))
     assert state(file) == "solved"
     (aside,) = file.parent.glob("progress.damaged-*.json")
     assert aside.read_text() == damage and "kept as progress.damaged" in progress._trouble[0]
 
 
+def test_a_file_of_a_newer_course_and_one_that_cannot_be_read_are_left_alone(file):
+    newer = '{"schema": 2, "exercises": {}}'
+    file.parent.mkdir()
+    file.write_text(newer)
+    progress.note(NAME, "right", ran(OWN, CHECK))
+    assert file.read_text() == newer and "update this one" in progress._trouble.pop()
+    file.unlink()
+    file.mkdir()
+    progress.note(NAME, "right", ran(OWN, CHECK))
+    assert file.is_dir() and "Progress is not kept: " in progress._trouble[-1]
+    progress.show("04")
+    assert not list(file.parent.glob("*damaged*"))
+
+
+def test_a_lock_that_nobody_gives_back_does_not_stop_a_lesson(file, monkeypatch):
+    monkeypatch.setattr(progress, "_LOCK_SECONDS", 0.2)
+    file.parent.mkdir()
+    with FileLock(file.with_suffix(".lock")):
+        progress.note(NAME, "right", ran(OWN, CHECK))
+    assert state(file) == "solved"
+
+
 def test_a_place_where_nobody_can_write_stops_no_lesson(monkeypatch, capsys):
     monkeypatch.setenv("FIDLE_PROGRESS", "/proc/nowhere/progress.json")
     monkeypatch.setattr(progress, "_trouble", [])
-    progress.note(NAME, "right", [OWN, CHECK])
+    progress.note(NAME, "right", ran(OWN, CHECK))
     progress.show()
     assert "Progress is not kept: " in capsys.readouterr().out
 
@@ -140,9 +203,15 @@ def test_a_place_where_nobody_can_write_stops_no_lesson(monkeypatch, capsys):
 def test_where_the_course_is_read_only_the_home_keeps_it(monkeypatch, tmp_path):
     monkeypatch.delenv("FIDLE_PROGRESS")
     assert progress.path() == ROOT / "progress.json"
-    monkeypatch.setattr(progress.os, "access", lambda path, how: False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert progress.path() == tmp_path / "fidle" / "progress.json"
+    home = tmp_path / "fidle" / "progress.json"
+    monkeypatch.setattr(progress.os, "access", lambda path, how: False)
+    assert progress.path() == home
+    monkeypatch.undo()
+    monkeypatch.delenv("FIDLE_PROGRESS", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(progress.os, "getuid", lambda: ROOT.stat().st_uid + 1)  # a colleague's folder
+    assert progress.path() == home
     monkeypatch.setenv("FIDLE_PROGRESS", "off")
     assert progress.path() is None
 
@@ -151,7 +220,7 @@ def test_two_processes_lose_nothing(file):
     names = list(exercises())[:20]
     code = (
         "import sys; from fidle_utils import progress\n"
-        "for name in sys.argv[1:]: progress.note(name, 'right', ['own'])"
+        "for name in sys.argv[1:]: progress.note(name, 'right', [('own', ())])"
     )
     halves = [names[::2], names[1::2]]
     running = [subprocess.Popen([sys.executable, "-c", code, *half], cwd=ROOT) for half in halves]
@@ -163,7 +232,6 @@ def test_two_processes_lose_nothing(file):
 
 
 HEAD = "from fidle_utils import progress\nfrom fidle_utils.teach import check"
-ANSWER = "layout = ('1F1B', 1, 1)"
 
 
 def run(cells, folder, front_end):
@@ -175,13 +243,13 @@ def run(cells, folder, front_end):
     manager, client = start_new_kernel(env=env, cwd=str(ROOT / "notebooks"))
     shown = []
     try:
-        for i, source in enumerate(cells):
+        for i, (source, tags) in enumerate(cells):
             content = dict(
                 code=source, silent=False, store_history=True, user_expressions={}, allow_stdin=False
             )
             message = client.session.msg("execute_request", content)
             if front_end:
-                message["metadata"] = {"cellId": f"cell-{i}"}
+                message["metadata"] = {"cellId": f"cell-{i}", "tags": tags}
             client.shell_channel.send(message)
             reply = client.get_shell_msg(timeout=60)
             assert reply["content"]["status"] == "ok", (source, reply["content"])
@@ -201,11 +269,12 @@ def lesson_06(role):
     solutions = exercises()["bubbles"].solutions
     stub = "def bubbles(p, m):\n    ..."
     test = "def test_bubbles(f):\n    assert f(4, 8)"
-    check = "check(bubbles, test_bubbles)"
-    return {
+    check = "check(bubbles, test_bubbles, hint='of the stub')"
+    sources = {
         "run all": [HEAD, test, stub, check, *solutions],
         "by hand": [HEAD, test, "def bubbles(p, m):\n    return True", check],
     }[role]
+    return ran(*sources, name="bubbles")
 
 
 @pytest.mark.parametrize(
@@ -221,8 +290,8 @@ def test_run_all_shows_and_only_an_own_answer_solves(tmp_path, role, front_end, 
 
 
 def test_one_lesson_and_all(file, capsys):
-    progress.note(NAME, "right", [OWN, CHECK])
-    progress.note("accumulate", "right", list(exercises()["accumulate"].solutions))
+    progress.note(NAME, "right", ran(OWN, CHECK))
+    progress.note("accumulate", "right", ran(*exercises()["accumulate"].solutions, name="accumulate"))
     progress.show("04")
     said = capsys.readouterr().out
     assert "✓ average_gradients  solved" in said and "▸ accumulate         solution shown" in said
@@ -257,9 +326,9 @@ def learner(folder, name, solved, file=None, last="2026-11-25T10:00:00+00:00"):
 
 
 def test_save_and_a_class_in_one_table(file, tmp_path, capsys):
-    progress.note(NAME, "right", [OWN, CHECK])
+    progress.note(NAME, "right", ran(OWN, CHECK))
     mine = progress.save("Ada L.", tmp_path)
-    assert mine.name == "progress_Ada_L.json" and "1 exercises" in capsys.readouterr().out
+    assert mine.name == "progress_Ada_L.json" and "of 1 exercise." in capsys.readouterr().out
     files = [
         mine,
         learner(tmp_path, "Bob", ["bubbles"], last="2026-11-01T10:00:00+00:00"),
@@ -278,6 +347,17 @@ def test_save_and_a_class_in_one_table(file, tmp_path, capsys):
     assert counts.loc[f"04 {NAME}"].tolist() == [2, 0, 0, 0] and (counts.sum(axis=1) == 2).all()
 
 
+def test_learners_without_a_name_are_two_and_a_name_is_no_formula(file, tmp_path):
+    progress.note(NAME, "right", ran(OWN, CHECK))
+    for learner_name in ("ada", "bob"):
+        (tmp_path / learner_name).mkdir()
+        (tmp_path / learner_name / "progress.json").write_bytes(file.read_bytes())
+    formula = learner(tmp_path, "=HYPERLINK(1)\né", [], "f.json")
+    frame, complaints = progress_class.class_table([*tmp_path.glob("*/progress.json"), formula])
+    assert not complaints and len(frame) == 4 - (file.parent.parent != tmp_path)
+    assert "HYPERLINK(1) é" in frame.index
+
+
 def test_export_writes_the_table(tmp_path):
     learner(tmp_path, "Bob", ["bubbles"])
     command = [sys.executable, "-m", "fidle_utils.progress", "export"]
@@ -286,7 +366,7 @@ def test_export_writes_the_table(tmp_path):
         env=dict(os.environ, PYTHONPATH=str(ROOT)),
     )  # fmt: skip
     assert done.returncode == 0 and "06 bubbles" in done.stdout, done.stderr
-    header, row = (tmp_path / "class.csv").read_text().splitlines()
+    header, row = (tmp_path / "class.csv").read_text(encoding="utf-8-sig").splitlines()
     assert header.startswith("learner,solved,solution shown,tries,last,00 ") and row.startswith("Bob,1,0,2,")
     bad = subprocess.run([*command, "no.json"], cwd=tmp_path, capture_output=True, text=True)
     assert bad.returncode == 1 and "no.json does not exist" in bad.stderr and "Traceback" not in bad.stderr
