@@ -53,7 +53,9 @@ ELSEWHERE = {
     "python -m fidle_utils.progress export class/*.json -o class.csv": (
         "tests/test_progress.py::test_export_writes_the_table"
     ),
-    "%recorded": "tests/test_classroom.py::test_the_magic_says_what_is_recorded",
+    "%recorded": "tests/test_classroom.py::test_the_magic",
+    "%recorded list": "tests/test_classroom.py::test_the_magic",
+    "python -m fidle_utils.classroom --time": "tests/bench/bench_live.py",
     "ssh -L 8899:localhost:8899 you@node": "there is no second machine here",
 }
 IN_NOTEBOOK = {
