@@ -27,13 +27,14 @@ def plot_held_bytes(held, n_parameters, formulas):
         widths = [held[name].get(part, 0) / n_parameters for name in names]
         ax.barh(names, widths, 0.6, left, color=_COLORS[part], label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    for y, total in enumerate(left):
-        ax.text(total + 0.25, y, f"{total:.2f}", va="center", fontsize=points(10))
+    for y, (name, total) in enumerate(zip(names, left, strict=True)):
+        beside = max(total, formulas.get(name, 0)) + 0.35
+        ax.text(beside, y, f"{total:.2f}", va="center", fontsize=points(10))
     known = [(formulas[name], y) for y, name in enumerate(names) if name in formulas]
     ax.plot(*zip(*known, strict=True), "o", color=INK, markeredgecolor="white", label="formula", zorder=3)
     ax.invert_yaxis()
     ax.set(xlabel="bytes for each parameter", xlim=(0, 1.15 * max(left)))
-    ax.set(ylabel="configuration", title="What one rank keeps")
+    ax.set(title="What one rank keeps")
     ax.grid(axis="y", visible=False)
     ax.legend(loc="lower right", fontsize=points(9))
     source_note(ax, "measured here")
@@ -60,7 +61,7 @@ def plot_sent_bytes(sent, calls, published):
     ax.set(
         xlabel="bytes sent by a rank / Ψ·(n−1)/n", xlim=(0, 1.5 * max([*sent.values(), *published.values()]))
     )
-    ax.set(ylabel="configuration", title="What one step sends")
+    ax.set(title="What one step sends")
     ax.grid(axis="y", visible=False)
     source_note(ax, "measured here", "Ψ: the bytes of all gradients")
     return ax

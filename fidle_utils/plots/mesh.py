@@ -14,6 +14,7 @@ from fidle_utils.plots.style import (
     byte_unit,
     course_style,
     in_style,
+    ink_on,
     points,
     rank_color,
     source_note,
@@ -49,7 +50,8 @@ def plot_grid(groups, ax=None):
             _arrow(ax, place[one], place[other], style, dimension_color(name), 0.24)
     for rank, (x, y) in place.items():
         ax.scatter(x, y, s=points(1100), color=rank_color(rank), zorder=3)
-        ax.text(x, y, rank, color="white", weight="bold", ha="center", va="center", zorder=4)
+        ink = ink_on(rank_color(rank))
+        ax.text(x, y, rank, color=ink, weight="bold", ha="center", va="center", zorder=4)
     n_stages, n_replicas = len(groups["pp"][0]), len(groups["dp"][0])
     words = {"fontsize": points(10), "color": INK}
     ax.text(0.5, -0.09, "gradients of\nweights, averaged", ha="center", va="bottom", **words)

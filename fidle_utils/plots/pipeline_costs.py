@@ -40,7 +40,7 @@ def plot_bubble(n_ranks, simulated=None, m_max=32, ax=None):
     ax.set(xlabel="micro-batches m", ylabel="bubble (%)", ylim=(0, min(1.08 * top, 310)), xlim=(0, m_max + 1))
     ax.set_title(f"The bubble of GPipe and 1F1B on {n_ranks} ranks")
     ax.legend()
-    source_note(ax, "simulated" if simulated else "computed", "dots: simulated · curves: the formulas")
+    source_note(ax, "simulated" if simulated else "computed", "curves: the formulas")
 
 
 @in_style

@@ -12,6 +12,7 @@ from fidle_utils.plots.style import (
     byte_unit,
     course_style,
     in_style,
+    ink_on,
     points,
     rank_color,
     source_note,
@@ -169,7 +170,7 @@ def plot_shards(owners, rows, columns, n_ranks=4, note="read on each rank"):
             rank = owner[number]
             box = {"facecolor": rank_color(rank), "edgecolor": "white", "linewidth": 2}
             ax.add_patch(Rectangle((x, y), 1, 1, **box))
-            look = {"ha": "center", "va": "center", "color": "white", "fontsize": points(10)}
+            look = {"ha": "center", "va": "center", "color": ink_on(rank_color(rank)), "fontsize": points(10)}
             ax.text(x + 0.5, y + 0.52, str(rank), **look)
         ax.set(xlim=(-0.1, columns + 2.1), ylim=(rows + 0.1, -0.1), xticks=[], yticks=[], aspect="equal")
         ax.set_title(title.replace(": ", ":\n"), fontsize=points(11))

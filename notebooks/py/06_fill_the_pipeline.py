@@ -74,7 +74,7 @@ reveal(guess, "a quarter", why=f"{one_batch.busy[0]:g} of {one_batch.total:g}: o
 #
 # ## Micro-batches
 #
-# GPipe (Huang et al., 2019) cuts the batch into *micro-batches* (fr. *micro-lots*). While rank 1 works on
+# GPipe (Huang et al., 2019) cuts the batch into micro-batches. While rank 1 works on
 # micro-batch 0, rank 0 starts micro-batch 1. All forwards, then all backwards, then **one** update of the weights.
 
 # %% tags=["live"]
@@ -535,7 +535,7 @@ print("B and W, apart: equal to the usual backward")
 #
 # Until W is done, a part of the activations must stay. For a transformer layer $32bsh$ of $34bsh$ bytes stay,
 # nearly all: below we count 0.9. The scores of attention, $5abs^2$ more where they are stored, B frees. ($b$ rows,
-# $s$ tokens, $h$ the width, $a$ heads.)
+# $s$ tokens, $h$ the width, $a$ heads; lesson 08 counts both.)
 
 # %% tags=["live"]
 times = dict(forward=1, backward_input=1, backward_weight=1)
@@ -621,7 +621,7 @@ def run_pytorch(schedule, stage_numbers, n_stages, sleep=0.0, m=8):
     return stages, losses, events
 
 # %% [markdown]
-# Five schedules, each against one process: the gradient of every block, and the mean of the losses. PyTorch divides
+# Six schedules, each against one process: the gradient of every block, and the mean of the losses. PyTorch divides
 # by the number of micro-batches itself (`scale_grads=True`).
 
 # %%
@@ -1088,7 +1088,7 @@ for row in ramp:
 # %% [markdown]
 # At a batch of 512 a quarter of the time is bubble. BLOOM's training began at 192, 12 micro-batches, where the
 # formula says $11/23$: 48 %. That is the price of a small batch on many stages. The measured speed falls a little
-# faster than the formula. (These are *hardware* flops: what recomputation computes twice counts twice. Lesson 11
+# faster than the formula. (These are *hardware* flops: what recomputation computes twice counts twice. Lesson 10
 # takes that apart.)
 
 # %% [markdown]

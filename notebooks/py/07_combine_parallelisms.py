@@ -47,7 +47,7 @@ from fidle_utils.teach import check, predict, reveal
 # | | what is cut | who talks, when | what is sent |
 # |---|---|---|---|
 # | **data** (lesson 04) | the batch | all copies of a weight, once a step | gradients of weights |
-# | **pipeline** (lesson 06) | the layers, in *stages* (fr. *étages*) | neighbouring stages, once a micro-batch | activations, their gradients |
+# | **pipeline** (lesson 06) | the layers, in stages | neighbouring stages, once a micro-batch | activations, their gradients |
 # | **tensor** (lesson 05) | every matrix | four times a block and a micro-batch | sums of activations |
 #
 # Each alone has a wall. Data parallelism needs a model that fits on one device. A pipeline of many stages has
@@ -95,7 +95,7 @@ plots.plot_grid(all_groups(ranks["groups"]));
 # ## A hybrid step, by hand
 #
 # The model: two stages of the same shape. (64 outputs, of which the ten digits use ten. Equal shapes make a mistake
-# give wrong numbers, which we can look at, rather than a hang.) The pipeline is GPipe, as you wrote it in lesson 06.
+# give wrong numbers, which we can look at, rather than a hang.) The pipeline is GPipe, as in lesson 06.
 
 # %%
 %%ranks
@@ -682,8 +682,8 @@ plots.plot_group_bytes(ranks["counted"], expected, title="Counted, and by the fo
 # ## What if tensor parallelism leaves the node?
 #
 # A real case: BLOOM, 176 billion parameters, trained on Jean Zay in 2022 with tensor 4 × pipeline 12 × data 8. What
-# does one GPU of a middle stage send in a step? Full recomputation repeats the two all_reduces of the forward pass:
-# six a block.
+# does one GPU of a middle stage send in a step? BLOOM computed
+# its activations again in backward (lesson 08), which repeats the two all_reduces of the forward pass: six a block.
 
 # %% tags=["live"]
 bloom = table("jeanzay_bigscience_a100", model="BLOOM-176B")[0]                 # published [1]

@@ -50,7 +50,7 @@ from fidle_utils.widgets import memory_calculator
 # ## Where does the memory go?
 #
 # A training step holds the *parameters* (fr. *paramètres*), a *gradient* for each of them, what the *optimizer*
-# (fr. *optimiseur*) remembers, and the *activations* (fr. *activations*) that backward will need. Call Ψ the number of
+# (fr. *optimiseur*) remembers, and the *activations* that backward will need. Call Ψ the number of
 # parameters. AdamW remembers two numbers for each: the mean gradient *m*, and the mean of its square *v*.
 
 # %%
@@ -126,7 +126,7 @@ plots.plot_memory_over_time(ranks["second"][0]);
 # %% [markdown] tags=["live"] fidle={"minutes": 1.5}
 # ## Sixteen bytes for each parameter
 #
-# Large models are trained in *mixed precision* (fr. *précision mixte*): weights and gradients in bf16, two bytes each.
+# Large models are trained in mixed precision: weights and gradients in bf16, two bytes each.
 # Does that halve the memory? bf16 has eight significant bits, and a small step is lost in them:
 
 # %% tags=["live"]
@@ -480,7 +480,7 @@ def zero2_step(t):
 
 # %% [markdown]
 # **Exercise 3.** Write `on_gradient(t, i)`: weight `i` has its gradient of *this micro-batch*. Bring my piece of the
-# mean to `t.gradients[i]`, and let the whole gradient go. There may be several micro-batches (fr. *micro-lots*)
+# mean to `t.gradients[i]`, and let the whole gradient go. There may be several micro-batches
 # before a step: their gradients add up.
 
 # %% tags=["exercise"] fidle={"wrong": ["%%ranks\ndef on_gradient(t, i):\n    t.gradients[i], t.weights[i].grad = mean_piece(t.weights[i].grad), None\n", "%%ranks\ndef on_gradient(t, i):\n    piece = mean_piece(t.weights[i].grad)\n    t.gradients[i] = piece if t.gradients[i] is None else t.gradients[i] + piece\n", "%%ranks\ndef on_gradient(t, i):\n    piece = mean_piece(t.weights[i].grad)\n    t.gradients[i] = piece if t.gradients[i] is None else t.gradients[i] + piece\n    t.weights[i].grad.zero_()\n", "%%ranks\ndef on_gradient(t, i):\n    piece = my_piece(t.weights[i].grad).clone()\n    t.gradients[i] = piece if t.gradients[i] is None else t.gradients[i] + piece\n    t.weights[i].grad = None\n", "%%ranks\ndef on_gradient(t, i):\n    gradient = t.weights[i].grad\n    dist.all_reduce(gradient)\n    piece = my_piece(gradient) / world_size\n    t.gradients[i] = piece if t.gradients[i] is None else t.gradients[i] + piece\n    t.weights[i].grad = None\n", "%%ranks\ndef on_gradient(t, i):\n    whole = t.weights[i].grad.clone()\n    dist.all_reduce(whole)\n    t.gradients[i] = whole / world_size\n    t.weights[i].grad = None\n"]}

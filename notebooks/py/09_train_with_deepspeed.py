@@ -51,7 +51,7 @@ from fidle_utils.teach import check, predict, reveal
 # ## Three lines of a training loop
 #
 # DeepSpeed, born at Microsoft in 2020, is a library around one idea, ZeRO: ranks that do data
-# parallelism each keep a copy of everything, and most of these copies can be *sharded* (fr. *partitionnés*), each
+# parallelism each keep a copy of everything, and most of these copies can be *sharded*, each
 # rank keeping one share.
 #
 # | stage | every rank keeps a share, instead of all, of… |
@@ -166,7 +166,7 @@ norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 print(f"gradient_clipping {engine.gradient_clipping()} · the norm of my first gradient is {norm:.2f}")
 
 # %% [markdown] tags=["live"]
-# Since the summer of 2026 DeepSpeed **clips gradients** (fr. *écrêtage*) **to a norm of 1 by default** (pull request
+# Since the summer of 2026 DeepSpeed **clips gradients to a norm of 1 by default** (pull request
 # 8068). Adam's first step hides it, for its length hardly depends on the gradient's. Every default is a decision. So
 # we write ours down:
 
@@ -224,7 +224,7 @@ reveal(guess, "under 1e-6", why="ZeRO shards what is stored, not what is compute
 # %% [markdown] tags=["live"] fidle={"minutes": 3}
 # ## Count the bytes that a rank keeps
 #
-# In training, each parameter costs 16 bytes in mixed precision (fr. *précision mixte*): 2 for itself in bf16, 2 for
+# In training, each parameter costs 16 bytes in mixed precision: 2 for itself in bf16, 2 for
 # its gradient, 4 for the fp32 master copy that the optimizer updates, 8 for Adam's two moments (Rajbhandari et al.,
 # 2020). We turn bf16 on, stop between `backward` and `step`, and count.
 
@@ -295,7 +295,7 @@ print(f"{tuple(weight.ds_shape)} in all, {weight.ds_tensor.numel()} numbers here
 
 # %% [markdown]
 # Stages 1 and 2 look alike: at this moment, just before the step, both have let go of the gradients that are not
-# theirs. The difference shows **between** micro-batches (fr. *micro-lots*), so we need the arithmetic of batches.
+# theirs. The difference shows **between** micro-batches, so we need the arithmetic of batches.
 #
 # ## The arithmetic of batches
 #
@@ -428,7 +428,7 @@ if rank == 0:
 #
 # ## Buckets
 #
-# Gradients travel in *buckets* (fr. *paquets*) of `reduce_bucket_size` **numbers**, not bytes. The default is 500
+# Gradients travel in buckets of `reduce_bucket_size` **numbers**, not bytes. The default is 500
 # million.
 
 # %%
@@ -651,6 +651,8 @@ print(f"stage 3: as documented, cell by cell\nstage 2: {per_gpu:.2f} GB; the doc
 # each parameter, the code 2 + 18/n. Read the code of the version that you run.
 #
 # What no estimator counts: activations, buckets, fragmentation. Lesson 08 has the activations.
+#
+# In the figure, where a line goes flat more GPUs no longer help: the weights in stage 2, the largest layer in stage 3.
 
 # %%
 plots.plot_estimates({f"stage {stage}": lambda n_gpus, stage=stage: estimate(stage, 7e9, n_gpus, 200e6)
@@ -883,7 +885,7 @@ print(f"{full_bytes} → {half_bytes} bytes reduced; losses differ by {(losses -
 # %% [markdown]
 # ## Activation checkpointing
 #
-# DeepSpeed has its own version of *activation checkpointing* (fr. *recalcul des activations*),
+# DeepSpeed has its own version of activation checkpointing,
 # `deepspeed.checkpointing`: forget activations in forward, compute them again in backward. PyTorch's does the same.
 # We count what autograd keeps, in a GPT of four blocks.
 

@@ -137,7 +137,8 @@ plots.plot_batch_sizes(measured, table("goyal_minibatch"));
 # Left, you; right, their table. The same story at two sizes:
 #
 # - **Linear** keeps the error nearly flat over a factor of 16 here, 32 there. Then no rule helps.
-# - **Square root** and **unscaled** lose long before.
+# - **Square root** and **unscaled** lose before that, at 256 here and at 8192 there. (At 512 here all fail; the small
+#   rate of the square root fails least.)
 # - **Warm-up** repairs the start, when weights change fast. On ImageNet it makes 24.84 % into 23.74 % at 8192.
 #   On our digits it gains nothing: look at the bars, eight seeds do not tell the two apart. This small net has no
 #   difficult start; at 512 the rate is too large to *stay* stable, however slowly you climb to it.
@@ -685,7 +686,7 @@ for name in "ABCD":
 plots.plot_vital_signs(logs);
 
 # %% [markdown] tags=["live"]
-# And the last row of every log, which a figure cannot show:
+# (A cross is a loss that is NaN.) And the last row of every log, which a figure cannot show:
 
 # %% tags=["live"]
 for name in list(logs)[1:]:

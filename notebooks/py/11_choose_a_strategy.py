@@ -44,7 +44,7 @@ from fidle_utils.widgets import planner_controls
 # 1. **Does it train on one GPU?** Then use *data parallelism* (DDP): one all-reduce of the gradients a step.
 # 2. **The states do not fit?** Shard them: ZeRO-1, then 2, then 3, which is FSDP. Stages 1 and 2 send what DDP sends;
 #    stage 3 sends half as much again, in *every* micro-batch.
-# 3. **The activations do not fit?** A smaller micro-batch, then *checkpointing* (fr. *recalcul des activations*), on as
+# 3. **The activations do not fit?** A smaller micro-batch, then *checkpointing*, on as
 #    few layers as you can: it computes up to a third more.
 # 4. **One layer is too large, or the network is slow?** *Tensor parallelism*, inside a node. Its messages are on the
 #    path of every layer: only NVLink carries them.
@@ -77,7 +77,7 @@ reveal(guess, printed, why=f"So its log says. The planner: {bloom.seconds_per_st
        "It was not calibrated on this run.")
 
 # %% [markdown] tags=["live"]
-# Where do the seconds go? *Computed again* is checkpointing; the *bubble* (fr. *bulle*) is stages that wait.
+# Where do the seconds go? *Computed again* is checkpointing; the *bubble* is stages that wait.
 
 # %% tags=["live"]
 plots.plot_plan_time(bloom);
@@ -86,10 +86,9 @@ plots.plot_plan_time(bloom);
 bloom.time_table()
 
 # %% [markdown]
-# BLOOM's log also prints 150 TFLOP/s. The planner says two numbers, because there are two: **HFU** counts what the GPU
-# computed, **MFU** only what the model needs. With full checkpointing they differ by almost 4/3.
-#
-# *Always ask which one a paper prints.* BLOOM's and Megatron's of 2021 are hardware FLOPs; Llama 3's are the model's.
+# BLOOM's log also prints 150 TFLOP/s. The planner says both numbers of lesson 10: **HFU** counts what the GPU computed,
+# **MFU** only what the model needs. With full checkpointing they differ by almost 4/3. BLOOM's and
+# Megatron's of 2021 are hardware FLOPs; Llama 3's are the model's.
 
 # %%
 print(f"hardware {bloom.hardware_tflops:.0f} TFLOP/s: HFU {bloom.hfu:.1%} · "
@@ -113,8 +112,8 @@ reveal(guess, "yes" if plans["TP 4, PP 6, DP 16"].fits else "no",
 plots.plot_plan_memory(plans);
 
 # %% [markdown]
-# The orange part is bf16 gradients **and** fp32 ones: DeepSpeed's bf16 optimizer of 2022 kept both, whole on each data
-# rank. ZeRO-1 splits only the red part.
+# The gradients are the longest part: bf16 **and** fp32 ones. DeepSpeed's bf16 optimizer of 2022 kept both, whole on each
+# data rank; ZeRO-1 splits only the optimizer's part.
 
 # %% [markdown]
 # ## Which layouts are there?
@@ -132,16 +131,18 @@ found = search("BLOOM 176B", "Jean Zay A100", 384, 2048, software, best=None, by
 plots.plot_layouts(found, used=(4, 12));
 
 # %% [markdown]
-# The team's choice is among the best. The one on top computes only attention again, and fills the GPU to its edge. How
-# sure is such an order? BigScience measured several layouts of a model of 181 billion. Beside them, the planner:
+# A square is the fastest plan of its degrees; a dash does not fit. With full checkpointing, the team's choice is within
+# 4 % of the best. The one on top computes only attention again, and fills the GPU to its edge.
+#
+# How sure is such an order? BigScience measured several layouts of a model of 181 billion. Beside them, the planner:
 
 # %%
 tried = validation.compare(lambda run: "181B h 14336 a 64 TP" in run.name and "MBS 2 GBS 20" in run.name)
 tried.sort_values("seconds")[["run", "seconds", "planned seconds", "time error %"]].round(1)
 
 # %% [markdown]
-# One layout measured on several days differs by 3 to 6 %. The planner finds the slow ones (tensor 8); the fast ones are
-# within 7 % of each other, and it puts them in another order. **Believe a plan to about 10 %: measure the last three
+# One layout measured on several days differs by 3 to 7 %. The planner finds the slow ones (tensor 8); the fast ones are
+# within 3 % of each other, and it puts them in another order. **Believe a plan to about 10 %: measure the last three
 # candidates.**
 
 # %% [markdown]
@@ -171,6 +172,7 @@ bloom.training(tokens=366e9, load=0.8)
 #
 # A planner is a set of formulas, with 20 or so numbers that were fitted or assumed: all of them stand, by name and with
 # their source, in `fidle_utils/planner/calibration.py`. It is compared with the runs that nobody fitted.
+# On the diagonal of the first figure a plan is right; the second shows the errors, source by source.
 
 # %%
 errors = validation.compare()
@@ -205,7 +207,7 @@ worst[["source", "run", "seconds", "planned seconds", "time error %"]].round(1)
 # - *NeMo with tensor parallelism*: eager DTensor code spends processor time that the planner does not count.
 # - *line 930*, 26 heads a GPU: attention before FlashAttention had slow sizes. The planner knows only one cause of that,
 #   sizes that are no multiple of 8.
-# - *GPT 32B* on H100: its micro-batch is not printed; the planner takes the fastest that fits.
+# - *GPT 32B* and *314B* on H100: the micro-batch is not printed; the planner takes the fastest that fits.
 # - *line 775*: 1568 sequences took as long as 2048 in the next line.
 # - *ZeRO-3 of 2021*: one ring did not use all the network. Its speed is fitted on 174.6B; on 529.6B it was another.
 #
@@ -410,7 +412,8 @@ reveal(guess_h, faster("H100"), why=f"{ratio('H100'):.1f} times.")
 # %% [markdown]
 # The same software, the opposite advice. Why? Count the bytes that must enter a node. FSDP over 64 GPUs sends every
 # parameter and gradient into every node, in one ring. With tensor parallelism each of 8 rings carries an eighth, and
-# **on this machine one ring was slow, while eight rings together were not**.
+# **on this machine one ring was slow, while eight together seem not to have been** (the
+# logs do not say why: lesson 07).
 
 # %%
 parameters = MODELS["Qwen2.5 32B"].parameters
@@ -486,8 +489,8 @@ ANSWERS = {
     "a": (2 * 7 / 8, "2(n−1)/n · S, whatever the algorithm that sends least (lessons 03 and 04)."),
     "b": (16, "2 for the parameter, 2 for its gradient, 12 for Adam: fp32 copy and two moments (lesson 08)."),
     "c": (1.5, "3Ψ instead of 2Ψ: the parameters are gathered twice, the gradients scattered (lesson 08)."),
-    "d": (3 / 12, "(p−1)/m of the ideal time; (p−1)/(m+p−1) is the share of the total (lesson 05)."),
-    "e": (2, "one after attention, one after the feed-forward; two more come in backward (lesson 06)."),
+    "d": (3 / 12, "(p−1)/m of the ideal time; (p−1)/(m+p−1) is the share of the total (lesson 06)."),
+    "e": (2, "one after attention, one after the feed-forward; two more come in backward (lesson 05)."),
     "f": (4 / 3, "a forward is a third of forward and backward, and comes twice: (1 + 2 + 1) / (1 + 2)."),
     "g": (100 / 16 / 8, "the speed-up, 100/16, over the ideal one, 64/8."),
     "h": (6 * 70e9 * 2e12, "6 FLOPs a parameter and token: 2 forward, 4 backward."),
