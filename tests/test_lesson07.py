@@ -111,7 +111,7 @@ def eight():
     cells = ("reverse = init_device_mesh", "text = topics", "def compare(", "class Stage", "class Pipeline")
     for words in (*cells, "def mean_loss", "def cut(", "def mesh_norm", "class Exchange", "def route("):
         group.cell(body(words))
-    group.cell(source("def three_d(").partition("single, double")[0].replace("%%ranks", ""))
+    group.cell(source("def three_d(").partition("single =")[0].replace("%%ranks", ""))
     group.cell(source("def moe_and_compare").partition("(single, top_1)")[0].replace("%%ranks", ""))
     group.cell(body("def tokens("))
     yield group

@@ -595,7 +595,11 @@ def step_in_three_d(dtype):
     loss = mean_loss(pipeline.backward(*share(mesh)), mesh)
     return compare(loss, pipeline.model, dtype)
 
-single, double = step_in_three_d(torch.float32), step_in_three_d(torch.float64)
+single = step_in_three_d(torch.float32)
+
+# %% tags=["live"]
+%%ranks
+double = step_in_three_d(torch.float64)
 
 # %% tags=["live"]
 show_equal(ranks["single"], ranks["double"])
