@@ -34,6 +34,34 @@ def test_the_sections_that_are_recorded_exist_and_have_code(number):
         assert record_slides.section(jupytext.read(path), heading), heading
 
 
+def test_data_parallelism_is_one_process_and_its_messages_cost_time():
+    found = values("04")
+    assert found["far"] < 1e-7 and found["shared"] == pytest.approx(found["alone"], abs=1e-5)
+    for distances in zip(*found["drift"]["A"][1:], strict=True):
+        assert distances == pytest.approx([ranks[0] for ranks in found["drift"]["A"][1:]], rel=1e-5)
+    assert (
+        min(ranks[-1] for ranks in found["drift"]["B"][1:])
+        > 1
+        > max(max(r) for r in found["drift"]["C"]) * 1e6
+    )
+    assert found["buckets"][0][0] == 42 and found["buckets"][0][1] > 4 * found["buckets"][-1][1]
+    for rank in range(4):
+        mine = [row for row in found["step"] if row[0] == rank]
+        first = min(start for _, kind, _, start, *_ in mine if kind == "communication")
+        assert first < max(end for _, kind, _, _, end, _ in mine if kind == "backward")
+
+
+def test_a_cut_model_waits_and_sends_what_the_slides_say():
+    found = values("05")
+    assert 0.15 < sum(found["busy"]) / 4 < 0.3
+    assert found["mlp"] == [{"65536": 1}] * 2 and found["S"] == 131_072
+    assert found["gpt"] == [{"131072": 5, "2048": 3}, {"131072": 5}]
+    assert found["sent"][0] == found["sent"][1] and found["loss"][1] / found["loss"][0] == 32
+    kept = [f"{100 * n / found['kept']['one process']:.0f}" for n in found["kept"].values()]
+    assert kept == ["100", "48", "37"]
+    assert f"{kept[1]} % → **{kept[2]} %**" in (ROOT / "slides" / "05_model_parallelism.md").read_text()
+
+
 def test_stale_weights_are_three_updates_old_on_the_first_rank_and_hurt_large_steps():
     assert values("06")["age"] == [3, 2, 1, 0]
     small, large = values("06")["losses"].values()

@@ -1,6 +1,6 @@
-"""Run parts of lessons 06, 09 and 10 and keep what they measure, which the slides draw as recorded.
+"""Run parts of the lessons and keep what they measure, which the slides draw as recorded.
 
-    python notebooks/recorded/slides/record_slides.py [06 09 10]
+    python notebooks/recorded/slides/record_slides.py [03 04 05 06 09 10]
 
 A part is a section of a lesson, named by its heading, with the solutions of its exercises. What is kept is
 written beside this script: NN.json, with the machine, the date, the versions and every value.
@@ -24,8 +24,44 @@ from fidle_utils.measure.machine import machine_name
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parents[1]
 
+_EVENTS = "ranks.timeline.events[['rank', 'kind', 'what', 'start_ms', 'end_ms', 'waiting_ms']]"
+TIMELINE = f"{_EVENTS}.round(3).values.tolist()"
+
 # lesson → heading of a section to run → what to keep once it has run: name → expression in the notebook
 KEPT = {
+    "03": {
+        "03 · Talk between ranks": {},
+        "What does a message cost?": {"samples": "samples", "model": "[model.alpha, model.beta]"},
+    },
+    "04": {
+        "04 · Split the data": {},
+        "One batch, four ranks": {},
+        "Make the four gradients agree": {
+            "far": "max((a - reference).abs().max().item() for a in ranks['averaged'])"
+        },
+        "What did it cost? Count the bytes": {},
+        "The same start, on every rank": {"drift": "{run: ranks[run] for run in 'ABC'}"},
+        "Train by hand": {"alone": "losses", "shared": "ranks['losses'][0]"},
+        "Buckets: fewer, larger messages": {"buckets": "slowest"},
+        "The same in one line": {},
+        "The timeline of a real step": {"step": TIMELINE},
+        "Is it faster? An honest table": {"strong": "{n: one.by_step.tolist() for n, one in strong.items()}"},
+    },
+    "05": {
+        "05 · Split the model": {},
+        "Cut between the layers, naively": {"naive": TIMELINE, "busy": "busy.tolist()"},
+        "Cut inside a layer": {},
+        "What does backward need?": {},
+        "An MLP on four ranks": {},
+        "Equal to one process": {},
+        "What it sends": {"mlp": "[ranks[name][0].sizes() for name in ('forward', 'backward')]"},
+        "Attention: each rank takes some heads": {},
+        "The vocabulary too": {},
+        "A loss without the logits": {"loss": "[three.n_bytes(), everything.n_bytes()]"},
+        "A whole GPT": {"gpt": "[forward.sizes(), backward.sizes()]", "S": "S"},
+        "Sequence parallelism: what is still whole": {"sent": "[tensor.bytes_sent(), sequence.bytes_sent()]"},
+        "What it saves": {"kept": "kept"},
+    },
     "06": {
         "06 · Fill the pipeline": {},
         "GPipe on four ranks": {},
