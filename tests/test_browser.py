@@ -184,7 +184,7 @@ def test_an_error_and_a_progress_bar_read_well(open_notebook, theme):
     page = open_notebook(
         [
             START,
-            "%%ranks\nfrom tqdm import tqdm\nfor i in tqdm(range(3)):\n    pass\nprint('done')",
+            "%%ranks\nfrom tqdm import tqdm\nfor i in tqdm(range(3), desc=str(rank)):\n    pass",
             "%%ranks\nfrom tqdm.auto import tqdm\nfor i in tqdm(range(3)):\n    pass",
             "%%ranks\nshare = 12 // (rank - 2)\ndist.barrier()",
         ],
