@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+from fidle_utils.exercises import NOTEBOOKS
 
 
 class PathError(ValueError):

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fidle_utils.classroom.live_path import NOTEBOOKS, first_line
-from fidle_utils.classroom.view import _link, live_notebook
+from fidle_utils.classroom.view import link_files, live_notebook
 
 ANSWER_SECONDS = 5.0  # within which a live cell should answer
 CELL_TIMEOUT_SECONDS = 120
@@ -30,7 +30,7 @@ def run_live(path):
 
     notebook = live_notebook(path)
     with tempfile.TemporaryDirectory() as folder:
-        _link(Path(folder), NOTEBOOKS)
+        link_files(Path(folder), NOTEBOOKS)
         client = NotebookClient(
             notebook,
             timeout=CELL_TIMEOUT_SECONDS,

@@ -30,7 +30,7 @@ def write_view(folder=VIEW, notebooks=NOTEBOOKS):
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _link(folder, notebooks)
+    link_files(folder, notebooks)
     written, kept = [], []
     made = {path.name: live_notebook(path) for path in lessons(notebooks)}
     made["index.ipynb"] = _index(read_path(notebooks)[0])
@@ -45,7 +45,7 @@ def write_view(folder=VIEW, notebooks=NOTEBOOKS):
     return written, kept
 
 
-def _link(folder, notebooks):
+def link_files(folder, notebooks):
     """What lessons read by a relative name stands beside the copies too."""
     for name in ("recorded", "images"):
         target, link = Path(notebooks) / name, folder / name
