@@ -15,6 +15,7 @@ from IPython.core.error import UsageError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 from ranks_helpers import Notebook
+from test_notebooks import NEEDS
 
 from fidle_utils.classroom import PathError, live_path, recorded, rehearse, write_view
 from fidle_utils.classroom.live_path import as_text, chosen, lessons, live_minutes, read_path
@@ -170,8 +171,8 @@ def test_the_view_holds_live_cells_alone_and_keeps_what_you_changed(made, tmp_pa
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_the_live_cells_of_a_lesson_run_alone(path):
-    if path.stem.startswith("09") and not find_spec("deepspeed"):
-        pytest.skip("deepspeed is not installed")
+    if path.stem in NEEDS and not find_spec(NEEDS[path.stem]):
+        pytest.skip(f"{NEEDS[path.stem]} is not installed")
     executed = rehearse.run_live(path)
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert code and all(rehearse.seconds_of(cell) >= 0 for cell in code)
